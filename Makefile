@@ -1,0 +1,45 @@
+# make demo    train the tiny model on CPU and write a report under runs/demo
+# make test    unit tests, then whole commands and short trainings
+# make check   lint, format, types, layers, the README's tree
+# make clean   remove .venv, caches and builds; runs/ stays
+# Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+DEMO ?= train corl/tiny --out runs/demo --overwrite
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check setup clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/unison $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest -q tests/test_layers.py tests/test_readme_tree.py
+
+setup: $(STAMP)
+
+# torch goes first and alone: at an exact version pip takes the build it prefers here (CPU or CUDA), and the other
+# packages' ranges are then already met.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Unison needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@echo "installing into .venv (a few minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) --editable '.[dev]'
+	$(BIN)/python -m pip --disable-pip-version-check check
+	@touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache
+	find unison tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,93 @@
+"""What every test shares. Nothing heavy is imported here: the tests that need torch import it themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import JanusForConditionalGeneration, JanusProcessor
+
+    from unison.policies.janus import Janus
+
+# Before any test imports a Hugging Face library, which reads it once. Nothing in the tests needs the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # a pytest-xdist worker: the workers share the cores among them
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden numbers: $UNISON_GOLDEN, else ../shared/golden beside the repository."""
+    folder = Path(os.environ.get("UNISON_GOLDEN") or REPO.parent / "shared" / "golden")
+    if not folder.is_dir():
+        pytest.skip(f"no golden numbers at {folder}: set UNISON_GOLDEN to the folder that holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_janus() -> tuple[JanusForConditionalGeneration, JanusProcessor]:
+    """The real Janus at toy size, random but sharp: its weights are large enough that every part of a context matters."""
+    import torch
+
+    from unison.world.pretrain import CorpusConfig, build_janus, build_processor
+
+    torch.manual_seed(0)
+    processor = build_processor(CorpusConfig())
+    network = build_janus(processor, width=64, layers=2).eval()
+    scales = {
+        "language_model.embed_tokens": 1.0,
+        "language_model": 0.2,
+        "generation_embeddings": 1.0,
+        "generation": 0.2,
+        "aligner": 0.3,
+        "lm_head": 0.3,
+    }
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            scale = next((scale for part, scale in scales.items() if part in name), None)
+            if scale is not None and weight.ndim == 2:
+                weight.normal_(0, scale)
+    return network, processor
+
+
+@pytest.fixture(scope="session")
+def make_policy(tiny_janus: tuple[JanusForConditionalGeneration, JanusProcessor]) -> Callable[..., Janus]:
+    """Makes a policy of its own weights, equal to the others' at first; fields of PolicyConfig by keyword."""
+    import copy
+
+    from unison.config import PolicyConfig
+    from unison.policies.janus import Janus
+
+    network, processor = tiny_janus
+
+    def make(**fields: Any) -> Janus:
+        return Janus(copy.deepcopy(network), processor, PolicyConfig("tiny", **fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def policy(make_policy: Callable[..., Janus]) -> Janus:
+    """A policy whose weights no test may change."""
+    return make_policy()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(policy: Janus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy as a checkpoint folder, which no test may change."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-janus"
+    folder.mkdir()
+    policy.save(folder)
+    return folder

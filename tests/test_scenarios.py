@@ -1,0 +1,185 @@
+"""Scenarios: programs from items to trajectories, on the tiny policy."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unison.config import PolicyConfig, ScenarioConfig
+from unison.policies.base import Policy
+from unison.rollout import roll_out
+from unison.scenarios import SCENARIOS, find
+from unison.scenarios.common import Seeds
+from unison.types import Item, Sampling, Tokens, Trajectory, group_rows
+from unison.world.render import render
+from unison.world.scene import sample
+
+CONFIG = ScenarioConfig(group_size=3, text=Sampling(max_tokens=5), image=Sampling(guidance=2.0))
+TURNS = {"t2i": ["image"], "understanding": ["text"], "unified": ["image", "text"]}
+
+
+def item(name: str, **fields: Any) -> Item:
+    """An item with every field; other items of the same text are told apart by their id."""
+    picture = render(sample(random.Random(name), "position", "train")[1])
+    full: dict[str, Any] = {
+        "prompt": "a red circle",
+        "image": picture,
+        "question": "What color is the circle?",
+        "answer": "red",
+    }
+    return Item(name, **(full | fields))
+
+
+ITEMS = [item("one"), item("two", prompt="two blue squares"), item("three", question="How many?")]
+
+
+def rollout(policy: Policy, name: str, items: list[Item] | None = None, seeds: Seeds = Seeds(0, 0)) -> list[Trajectory]:  # noqa: B008
+    with torch.no_grad():
+        return SCENARIOS[name].rollout(policy, items or ITEMS, CONFIG, seeds)
+
+
+def ids(trajectory: Trajectory) -> list[list[int]]:
+    actions = [turn.action for turn in trajectory.turns]
+    return [action.ids.tolist() for action in actions if isinstance(action, Tokens)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal texts, or pictures that are equal but for the rounding of a pixel (they are decoded in batches)."""
+    if isinstance(a, str):
+        return a == b
+    return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) <= 1
+
+
+def test_each_scenario_has_its_turns_tested() -> None:
+    assert set(TURNS) == set(SCENARIOS)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_item_gets_its_group_in_order(policy: Policy, name: str) -> None:
+    found = rollout(policy, name)
+    assert [t.item for t in found] == [x for x in ITEMS for _ in range(3)]
+    assert group_rows(found) == {"one": [0, 1, 2], "two": [3, 4, 5], "three": [6, 7, 8]}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_turns_are_decoded_in_order(policy: Policy, name: str) -> None:
+    for trajectory in rollout(policy, name):
+        actions = [turn.action for turn in trajectory.turns]
+        assert [action.modality for action in actions] == TURNS[name]
+        decoded = {"text": iter(trajectory.texts), "image": iter(trajectory.images)}
+        for action, shown in zip(actions, policy.decode(actions), strict=True):
+            assert same(next(decoded[action.modality]), shown)
+        assert not any(list(rest) for rest in decoded.values())
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_siblings_share_context_objects_and_others_do_not(policy: Policy, name: str) -> None:
+    same = [item("one"), item("two")]  # two items of one text
+    found = rollout(policy, name, same)
+    for turn in range(len(TURNS[name])):
+        contexts = [id(t.turns[turn].context) for t in found]
+        assert len(set(contexts[:3])) == len(set(contexts[3:])) == 1
+        assert contexts[0] != contexts[3]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_siblings_differ_and_the_same_seeds_repeat_them(policy: Policy, name: str) -> None:
+    found = rollout(policy, name)
+    assert len({str(ids(t)) for t in found[:3]}) == 3
+    torch.manual_seed(123)  # the global generator plays no part
+    assert [ids(t) for t in rollout(policy, name)] == [ids(t) for t in found]
+    for other in (Seeds(1, 0), Seeds(0, 1)):
+        assert all(ids(a) != ids(b) for a, b in zip(rollout(policy, name, seeds=other), found, strict=True))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_order_and_number_of_items_do_not_change_a_trajectory(policy: Policy, name: str) -> None:
+    found = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(policy, name))}
+    back = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(policy, name, ITEMS[::-1]))}
+    assert back == found
+    chunks = roll_out(policy, SCENARIOS[name], ITEMS, CONFIG, Seeds(0, 0), chunk=2)
+    assert {(t.item.id, i % 3): ids(t) for i, t in enumerate(chunks)} == found
+
+
+def test_items_of_one_text_get_samples_of_their_own(policy: Policy) -> None:
+    """So groups cannot be told by their text."""
+    picture = ITEMS[0].image
+    one, two = rollout(policy, "understanding", [item("one", image=picture), item("two", image=picture)])[::3]
+    assert ids(one) != ids(two)
+
+
+def test_rolling_out_records_no_gradient(policy: Policy) -> None:
+    for trajectory in roll_out(policy, SCENARIOS["unified"], ITEMS[:1], CONFIG, Seeds(0, 0), chunk=8):
+        assert not any(turn.action.logp.requires_grad for turn in trajectory.turns)
+
+
+def test_the_question_is_about_the_real_image_not_the_drawing(policy: Policy) -> None:
+    drawn, answered = rollout(policy, "unified")[0].turns
+    assert drawn.context.parts == ("a red circle",)
+    assert answered.context.parts == (ITEMS[0].image, "What color is the circle?")
+
+
+def test_understanding_works_without_an_image(policy: Policy) -> None:
+    found = rollout(policy, "understanding", [item("one", image=None)])
+    assert found[0].turns[0].context.parts == ("What color is the circle?",)
+
+
+# -- seeds --------------------------------------------------------------------------------------------------------
+
+
+def test_every_sample_of_a_run_has_a_seed_of_its_own() -> None:
+    seeds = [
+        seed
+        for run in (0, 1)
+        for step in range(3)
+        for turn in ("draw", "write")
+        for seed in Seeds(run, step).of(ITEMS, 4, turn)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
+
+
+def test_a_larger_group_keeps_the_seeds_of_the_smaller() -> None:
+    assert Seeds(0, 0).of(ITEMS[:1], 8, "draw")[:4] == Seeds(0, 0).of(ITEMS[:1], 4, "draw")
+
+
+# -- what a scenario needs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_full_item_and_an_able_policy_are_accepted(policy: Policy, name: str) -> None:
+    SCENARIOS[name].require(policy, ITEMS[0])
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name in SCENARIOS for field in SCENARIOS[name].fields])
+def test_a_missing_field_is_refused_with_a_remedy(policy: Policy, name: str, field: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"needs '{field}' in every item, but item 'bare' has none.*data.columns {field}"
+    ):
+        SCENARIOS[name].require(policy, item("bare", **{field: None}))
+
+
+class Mute(Policy):
+    """Has no verbs at all."""
+
+    family = "mute"
+    abilities = frozenset({"hum"})
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_policy_that_lacks_a_verb_is_refused(policy: Policy, name: str) -> None:
+    verb = SCENARIOS[name].verbs[0]
+    mute = Mute(torch.nn.Linear(1, 1), PolicyConfig("mute"))
+    with pytest.raises(ValueError, match=f"needs a model that can {verb}, but the mute family can only hum"):
+        SCENARIOS[name].require(mute, ITEMS[0])
+
+
+def test_an_unknown_scenario_is_refused_with_the_nearest_and_all_choices() -> None:
+    assert find("t2i") is SCENARIOS["t2i"]
+    with pytest.raises(ValueError, match="scenario.name = 'unfied' is unknown; did you mean 'unified'.*choices: t2i"):
+        find("unfied")

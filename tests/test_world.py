@@ -1,0 +1,277 @@
+"""The embedded world: language, split, questions, and a judge that is ground truth."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unison.world.judge import judge, see
+from unison.world.render import SIZE, render
+from unison.world.scene import (
+    COLORS,
+    COUNTS,
+    NUMBER_WORDS,
+    RELATIONS,
+    SHAPES,
+    TASKS,
+    Description,
+    Object,
+    Question,
+    Scene,
+    Split,
+    ask,
+    check,
+    is_held_out,
+    parse_prompt,
+    relation_of,
+    sample,
+)
+
+MANY = 3000
+
+
+@cache
+def samples(split: Split) -> list[tuple[Description, Scene]]:
+    rng = random.Random(f"test:{split}")
+    return [sample(rng, TASKS[i % len(TASKS)], split) for i in range(MANY)]
+
+
+@cache
+def drawn() -> list[tuple[Description, Scene, Image.Image]]:
+    rng = random.Random("draw")
+    both = [pair for pairs in zip(samples("train"), samples("eval"), strict=True) for pair in pairs]
+    return [(description, scene, render(scene)) for description, scene in both[:MANY]]
+
+
+def combination(scene: Scene) -> tuple:
+    """What the split divides: (shape, colour), (shape, count) or the unordered pair of shapes."""
+    shapes = tuple(sorted({o.shape for o in scene}))
+    if len(shapes) > 1:
+        return shapes
+    return (*shapes, scene[0].color if len(scene) == 1 else len(scene))
+
+
+def one(prompt: str, *objects: Object):
+    return check(objects, parse_prompt(prompt))
+
+
+# -- language ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_parsing_inverts_the_prompt(task: str):
+    mine = [d for split in ("train", "eval") for d, _ in samples(split) if d.task == task]
+    assert len(mine) == 2 * MANY // len(TASKS)
+    assert all(parse_prompt(d.prompt) == d for d in mine)
+
+
+def test_parsing_forgives_case_spaces_and_a_full_stop():
+    assert parse_prompt(" A Red Circle. ") == parse_prompt("a red circle")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "a cat", "red circle", "five circles", "a pink ring", "a ring and", "a big red ring"]
+)
+def test_a_sentence_outside_the_grammar_is_an_error(prompt: str):
+    with pytest.raises(ValueError, match=r"is not a sentence of the world.*red, orange.*circle, square"):
+        parse_prompt(prompt)
+
+
+def test_an_unknown_task_is_an_error_that_lists_the_tasks():
+    with pytest.raises(ValueError, match=r"'painting' is not one of single_object, two_object"):
+        sample(random.Random(0), "painting", "train")
+
+
+# -- the split -----------------------------------------------------------------------------------------------
+
+
+def test_train_and_eval_scenes_are_disjoint_by_construction():
+    train, test = ([scene for _, scene in samples(split)] for split in ("train", "eval"))
+    assert not any(is_held_out(scene) for scene in train)
+    assert all(is_held_out(scene) for scene in test)
+    assert not {combination(scene) for scene in train} & {combination(scene) for scene in test}
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_every_sampled_scene_satisfies_its_description(split: Split):
+    assert all(check(scene, description).correct for description, scene in samples(split))
+
+
+def test_every_part_of_the_world_occurs_in_training():
+    things = [o for _, scene in samples("train") for o in scene]
+    assert {o.shape for o in things} == {*SHAPES}
+    assert {o.color for o in things} == {*COLORS}
+    assert {len(scene) for d, scene in samples("train") if d.task == "counting"} == {*COUNTS}
+    assert {d.relation for d, _ in samples("train")} == {*RELATIONS, None}
+
+
+def test_every_task_has_held_out_scenes_of_several_kinds():
+    kinds = {task: {combination(scene) for d, scene in samples("eval") if d.task == task} for task in TASKS}
+    assert all(len(found) >= 3 for found in kinds.values())
+
+
+# -- questions -----------------------------------------------------------------------------------------------
+
+
+def questions() -> list[tuple[Description, Scene, Question]]:
+    rng = random.Random("ask")
+    return [(d, scene, ask(rng, d, scene)) for d, scene in samples("train") + samples("eval")]
+
+
+def answer_from(scene: Scene, task: str, text: str) -> str:
+    """Answers the question from the scene by a way of its own: by the shape that the question names."""
+    named = [o for shape in SHAPES for o in scene if f" {shape}" in text and o.shape == shape]
+    match task:
+        case "single_object":
+            return scene[0].shape
+        case "two_object":
+            return next(o.shape for o in scene if o.shape != named[0].shape)
+        case "counting":
+            return NUMBER_WORDS[len(scene)]
+        case "position":
+            a, b = sorted(named, key=lambda o: text.index(o.shape))
+            return str(relation_of((a.row, a.column), (b.row, b.column)))
+        case _:
+            return named[0].color
+
+
+def test_answers_are_right_about_the_scene():
+    wrong = [q for d, scene, q in questions() if q.answer != answer_from(scene, d.task, q.text)]
+    assert wrong == []
+
+
+def test_the_letter_points_at_the_answer_among_four_distinct_options():
+    letters = set()
+    for _, _, question in questions():
+        assert len(set(question.options)) == 4
+        assert question.options["ABCD".index(question.letter)] == question.answer
+        assert f" {question.letter}. {question.answer}" in question.multiple_choice()
+        letters.add(question.letter)
+    assert letters == set("ABCD")
+
+
+# -- the judge -----------------------------------------------------------------------------------------------
+
+
+def test_the_judge_accepts_pictures_of_the_truth():
+    wrong = [(d.prompt, judge(image, d).reason) for d, _, image in drawn() if not judge(image, d).correct]
+    assert len(wrong) <= 0.005 * MANY, wrong[:10]
+
+
+def test_the_judge_rejects_pictures_of_something_else():
+    rng, tried, fooled = random.Random("wrong"), 0, []
+    descriptions = [d for d, _, _ in drawn()]
+    for _, scene, image in drawn():
+        other = rng.choice(descriptions)
+        if not check(scene, other).correct:
+            tried += 1
+            fooled += [(other.prompt, scene)] * judge(image, other).correct
+    assert tried > 0.9 * MANY
+    assert len(fooled) <= 0.005 * tried, fooled[:10]
+
+
+def test_the_judge_rejects_near_misses():
+    """One colour, one shape, one object or the relation changed: the errors that a drawing policy makes."""
+    rng, fooled, tried = random.Random("near"), 0, 0
+    for description, scene, _ in drawn():
+        near = _near_miss(rng, scene)
+        if not check(near, description).correct:
+            tried += 1
+            fooled += judge(render(near), description).correct
+    assert tried > 0.5 * MANY
+    assert fooled <= 0.005 * tried
+
+
+def _near_miss(rng: random.Random, scene: Scene) -> Scene:
+    first, *rest = scene
+    changes = [
+        (
+            Object(rng.choice([s for s in SHAPES if s != first.shape]), first.color, first.row, first.column),
+            *rest,
+        ),
+        (
+            Object(first.shape, rng.choice([c for c in COLORS if c != first.color]), first.row, first.column),
+            *rest,
+        ),
+        tuple(rest),
+        tuple(Object(o.shape, o.color, p.row, p.column) for o, p in zip(scene, scene[::-1], strict=True)),
+    ]
+    return rng.choice(changes)
+
+
+def test_the_judge_names_every_object_and_its_cell():
+    for _, scene, image in drawn()[:300]:
+        seen = sorted((o.shape, o.color, round(o.row), round(o.column)) for o in see(image))
+        assert seen == sorted((o.shape, o.color, o.row, o.column) for o in scene)
+
+
+def test_a_blank_or_noisy_picture_satisfies_no_prompt():
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    blank = render(())
+    assert see(blank) == ()
+    for task in TASKS:
+        description, _ = sample(random.Random(0), task, "train")
+        assert not judge(blank, description).correct
+        assert not judge(Image.fromarray(noise), description).correct
+
+
+def test_the_judge_reads_enlarged_pictures():
+    right = sum(judge(image.resize((192, 192)), d).correct for d, _, image in drawn()[:300])
+    assert right >= 295
+
+
+def test_partial_credit_grows_with_what_is_right():
+    ring, circle = Object("ring", "red", 0, 0), Object("circle", "blue", 0, 2)
+    prompt = "a red ring and a blue circle"
+    nothing = one(prompt).score
+    half = one(prompt, ring).score
+    shape = one(prompt, ring, Object("circle", "green", 0, 2)).score
+    extra = one(prompt, ring, circle, Object("cross", "red", 2, 2)).score
+    right = one(prompt, ring, circle).score
+    assert 0 <= nothing < half < shape < extra < right == 1
+
+
+def test_partial_credit_grows_as_the_count_comes_closer():
+    scores = [
+        one("four rings", *[Object("ring", "red", *divmod(i, 3)) for i in range(n)]).score for n in range(6)
+    ]
+    assert scores[:5] == sorted(set(scores[:5]))
+    assert scores[5] < scores[4] == 1
+
+
+def test_a_wrong_relation_keeps_the_credit_of_the_objects():
+    left, right = Object("ring", "red", 1, 0), Object("cross", "red", 1, 2)
+    swapped = one("a cross left of a ring", left, right)
+    assert one("a ring left of a cross", left, right).correct
+    assert not swapped.correct
+    assert one("a cross left of a ring", left).score < swapped.score < 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "objects", "reason"),
+    [
+        ("a red ring", [("ring", "red", 0, 0)], "as asked"),
+        ("a red ring", [("ring", "blue", 0, 0)], "ring is blue, expected red"),
+        ("three rings", [("ring", "blue", 0, 0)], "1 ring, expected 3"),
+        ("a ring", [("ring", "red", 0, 0), ("cross", "blue", 2, 2)], "extra: blue cross"),
+        (
+            "a ring above a cross",
+            [("ring", "red", 0, 0), ("cross", "red", 0, 2)],
+            "ring is left of, expected above",
+        ),
+        (
+            "a ring above a cross",
+            [("ring", "red", 0, 0), ("cross", "red", 2, 2)],
+            "ring is on a diagonal, expected above",
+        ),
+        ("a ring above a cross", [("ring", "red", 0, 0)], "0 cross, expected 1; nothing is above anything"),
+    ],
+)
+def test_the_verdict_says_what_is_wrong(prompt: str, objects: list[tuple], reason: str):
+    scene = tuple(Object(*values) for values in objects)
+    assert check(scene, parse_prompt(prompt)).reason == reason
+    assert judge(render(scene), parse_prompt(prompt)).reason == reason

@@ -1,0 +1,3 @@
+from unison.cli import main
+
+main()

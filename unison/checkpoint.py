@@ -1,0 +1,76 @@
+"""Checkpoints of a run: what resuming needs, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from unison.policies.base import Policy
+
+STATE = "state.json"
+
+
+def save_state(accelerator: Accelerator, run: Path, step: int, counters: dict[str, float]) -> None:
+    """Writes model, optimiser, scheduler and counters to `checkpoints/last`, replacing the previous one atomically."""
+    folder = run / "checkpoints"
+    fresh, last = folder / "last.partial", folder / "last"
+    if accelerator.is_main_process:
+        shutil.rmtree(fresh, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(fresh))
+    if accelerator.is_main_process:
+        (fresh / STATE).write_text(json.dumps({"step": step, **counters}))
+        swap_in(fresh, last)
+    accelerator.wait_for_everyone()
+
+
+def swap_in(fresh: Path, final: Path) -> None:
+    """Renames a finished folder into place; a kill in between leaves the old or the new one readable."""
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(fresh, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(accelerator: Accelerator, run: Path) -> dict[str, float]:
+    """Restores what `save_state` wrote; returns its counters, `step` among them.
+
+    Raises:
+        ValueError: the run has no whole checkpoint.
+    """
+    for name in ("last", "last.old"):
+        folder = run / "checkpoints" / name
+        if (folder / STATE).is_file():
+            accelerator.load_state(str(folder))
+            return json.loads((folder / STATE).read_text())
+    raise ValueError(f"{run}: no checkpoint to resume from in {run / 'checkpoints'}; start it with `unison train`")
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drops the lines of a JSONL log that a resumed run will write again, and a line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def export(policy: Policy, run: Path, name: str) -> Path:
+    """Writes the policy as a plain checkpoint to `checkpoints/<name>`."""
+    fresh = run / "checkpoints" / f"{name}.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    policy.save(fresh)
+    final = run / "checkpoints" / name
+    swap_in(fresh, final)
+    return final

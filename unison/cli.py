@@ -1,0 +1,316 @@
+"""The command line: train, eval, sample, pretrain, recipes, report, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from unison.config import RunConfig, from_json
+
+USAGE = """unison: reinforcement learning for unified multimodal models
+
+  unison train <recipe> [--field value ...]    train, evaluate before and after, write a report
+  unison train --config <run>/config.json      repeat a run
+  unison train --resume <run>                  go on after a crash
+  unison eval <checkpoint>                     score drawing and answering on held-out items
+  unison sample draw <checkpoint> <prompt>     draw
+  unison sample ask <checkpoint> <image> <question>
+  unison pretrain janus                        make the bundled tiny model from scratch
+  unison recipes                               list the recipes
+  unison report <run>                          write <run>/report.html
+  unison export <folder>                       write the embedded world as a data set
+
+`unison <verb> --help` lists every option; `unison train <recipe> --help` every field of a run with its default.
+"""
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Train a recipe; every field of the run can be set."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+    dry_run: bool = False
+    """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
+    skip_bad_rows: bool = False
+    """Count and skip data rows that cannot be read (short for --data.skip-bad-rows)."""
+
+
+def train(words: Sequence[str]) -> None:
+    """`train <recipe>`, `train --config <file>` or `train --resume <run>`."""
+    from unison import recipes
+    from unison.rewards import REWARDS
+
+    if words and words[0] == "--resume":
+        return _resume(words[1:])
+    if words and words[0] == "--config":
+        if len(words) < 2 or not Path(words[1]).is_file():
+            raise ValueError(f"--config {' '.join(words[1:2])}: no such file; give a saved <run>/config.json")
+        default, rest = from_json(Path(words[1]).read_text()), words[2:]
+    elif words and not words[0].startswith("-"):
+        default, rest = recipes.find(words[0])(), words[1:]
+    elif "--help" in words or "-h" in words:
+        default, rest = recipes.find("corl/tiny")(), words
+    else:
+        raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
+    default = dataclasses.replace(default, rewards={name: 0.0 for name in REWARDS} | default.rewards)
+    args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(rest), prog="unison train <recipe>")
+    config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
+    if args.skip_bad_rows:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, skip_bad_rows=True))
+    if args.dry_run:
+        from unison.plan import dry_run
+
+        return dry_run(config)
+    _make_room(Path(config.out), args.overwrite)
+    from unison.train import Trainer
+
+    Trainer(config).train()
+    return None
+
+
+def _resume(words: Sequence[str]) -> None:
+    if len(words) != 1 or not (Path(words[0]) / "config.json").is_file():
+        raise ValueError(f"--resume {' '.join(words)}: no run folder with a config.json there")
+    from unison.train import Trainer
+
+    run = Path(words[0])
+    config = dataclasses.replace(from_json((run / "config.json").read_text()), out=run)
+    Trainer(config, resume=True).train()
+
+
+def _make_room(out: Path, overwrite: bool) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(
+                f"out = {str(out)!r} exists: resume it with `unison train --resume {out}`, choose another --out, "
+                "or replace it with --overwrite"
+            )
+        if not (out / "config.json").is_file():
+            raise ValueError(f"out = {str(out)!r} is not a run folder: --overwrite will not delete it")
+        shutil.rmtree(out)
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Score a checkpoint on held-out items of the embedded world."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Checkpoint folder, hub id or assets/<name>."""
+    items: int = 600
+    """Held-out items."""
+    questions: Literal["open_ended", "multiple_choice", "mixed"] = "mixed"
+    """Form of the questions."""
+    guidance: float = 2.0
+    """Guidance scale of drawings."""
+    max_tokens: int = 48
+    """Longest reply."""
+    out: Path | None = None
+    """JSON file for the records."""
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """`eval <checkpoint>`"""
+    args = tyro.cli(EvalArgs, args=list(words), prog="unison eval")
+    from rich.console import Console
+    from rich.table import Table
+
+    from unison import evaluate as evaluation
+    from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
+    from unison.policies import load_policy
+    from unison.recipes.corl import tiny
+    from unison.stats import task_mean
+    from unison.types import Sampling
+    from unison.data import open_items
+
+    data = dataclasses.replace(tiny().data, questions=args.questions)
+    items = open_items("world", "eval", data, 0, args.items)
+    scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=Sampling(guidance=args.guidance))
+    policy = load_policy(PolicyConfig(args.checkpoint))
+    result = evaluation.evaluate(policy, [items[i] for i in range(len(items))], scenario, EvalConfig(items=args.items))
+    table = Table("figure", "mean of tasks [95% interval]", *sorted({r["task"] for r in result.records}))
+    for name, field in evaluation.FIGURES.items():
+        columns = evaluation.by_task(result.records, field)
+        cells = [f"{sum(v) / len(v):.3f}" for _, v in sorted(columns.items())]
+        table.add_row(name, str(task_mean(columns)), *cells)
+    Console().print(table)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        result.save(args.out.parent).rename(args.out)
+
+
+@dataclass(frozen=True)
+class DrawArgs:
+    """Draw a prompt."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Checkpoint folder, hub id or assets/<name>."""
+    prompt: tyro.conf.Positional[str]
+    """What to draw."""
+    count: int = 8
+    """Drawings."""
+    guidance: float = 2.0
+    """Guidance scale (the Janus-Pro authors use 5)."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    seed: int = 0
+    """Seed of the first drawing; the others follow."""
+    zoom: int = 4
+    """Enlargement of the saved sheet."""
+    out: Path = Path("drawing.png")
+    """PNG file, drawings side by side."""
+
+
+@dataclass(frozen=True)
+class AskArgs:
+    """Ask a question about a picture."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Checkpoint folder, hub id or assets/<name>."""
+    image: tyro.conf.Positional[Path]
+    """Picture file."""
+    question: tyro.conf.Positional[str]
+    """The question."""
+    count: int = 1
+    """Replies."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    max_tokens: int = 256
+    """Longest reply."""
+    seed: int = 0
+    """Seed of the first reply; the others follow."""
+
+
+def sample(words: Sequence[str]) -> None:
+    """`sample draw ...` or `sample ask ...`"""
+    kinds: dict[str, type[DrawArgs] | type[AskArgs]] = {"draw": DrawArgs, "ask": AskArgs}
+    if not words or words[0] not in kinds:
+        raise ValueError(f"sample {' '.join(words[:1])}: choose one of {', '.join(kinds)}")
+    args = tyro.cli(kinds[words[0]], args=list(words[1:]), prog=f"unison sample {words[0]}")
+    from unison.config import PolicyConfig
+    from unison.policies import load_policy
+    from unison.types import Context, Sampling
+
+    policy = load_policy(PolicyConfig(args.checkpoint))
+    seeds = list(range(args.seed, args.seed + args.count))
+    if isinstance(args, DrawArgs):
+        context = Context((args.prompt,))
+        settings = Sampling(temperature=args.temperature, guidance=args.guidance)
+        _save_sheet(policy.decode(policy.draw([context] * args.count, settings, seeds)), args.zoom, args.out)
+        print(args.out)
+        return
+    from unison.data import read_image
+
+    context = Context((read_image(str(args.image), Path(".")), args.question))
+    settings = Sampling(temperature=args.temperature, max_tokens=args.max_tokens)
+    print("\n".join(policy.decode(policy.write([context] * args.count, settings, seeds))))
+
+
+def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:
+    from PIL import Image
+
+    width, height = (zoom * side for side in pictures[0].size)
+    sheet = Image.new("RGB", (len(pictures) * (width + 8) - 8, height), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (i * (width + 8), 0))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+
+
+def pretrain(words: Sequence[str]) -> None:
+    """`pretrain janus`"""
+    if not words or words[0] not in ("janus", "--help", "-h"):
+        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of janus")
+    from unison.world.pretrain import PretrainConfig, pretrain_janus
+
+    rest = list(words[1:]) if words[0] == "janus" else list(words)
+    print(pretrain_janus(tyro.cli(PretrainConfig, args=rest, prog="unison pretrain janus")))
+
+
+def recipes(words: Sequence[str]) -> None:
+    """`recipes`"""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unison.recipes import RECIPES, summary
+    from unison.rewards import REWARDS
+    from unison.scenarios import SCENARIOS
+
+    table = Table("recipe", "what it does")
+    for name in RECIPES:
+        table.add_row(name, summary(name))
+    console = Console()
+    console.print(table)
+    console.print("scenarios: " + "; ".join(f"{name} ({s.summary})" for name, s in SCENARIOS.items()))
+    console.print(f"rewards: {', '.join(REWARDS)}")
+
+
+def report(words: Sequence[str]) -> None:
+    """`report <run>`"""
+    if len(words) != 1:
+        raise ValueError("report takes one run folder: unison report <run>")
+    from unison.report import write_report
+
+    print(write_report(Path(words[0])))
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write the embedded world as JSONL and images with the column names of the CoRL data sets."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder to write."""
+    split: Literal["train", "eval"] = "train"
+    """Side of the split."""
+    count: int = 1000
+    """Items."""
+    questions: Literal["open_ended", "multiple_choice", "mixed"] = "mixed"
+    """Form of the questions."""
+    seed: int = 0
+    """Seed of the items."""
+
+
+def export(words: Sequence[str]) -> None:
+    """`export <folder>`"""
+    args = tyro.cli(ExportArgs, args=list(words), prog="unison export")
+    from unison.data import WorldItems
+    from unison.data import export as write
+
+    print(write(WorldItems(args.split, args.questions, "", args.seed, args.count), args.folder, args.count))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "sample": sample,
+    "pretrain": pretrain,
+    "recipes": recipes,
+    "report": report,
+    "export": export,
+}
+
+
+def main() -> None:
+    """Entry point: one line for the user's mistakes, a traceback for ours."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    try:
+        if words[0] not in VERBS:
+            raise ValueError(f"unknown verb {words[0]!r}; choices: {', '.join(VERBS)}")
+        VERBS[words[0]](words[1:])
+    except ValueError as error:
+        if os.environ.get("UNISON_DEBUG"):
+            raise
+        print(f"unison: error: {error}\n(UNISON_DEBUG=1 shows where it was raised)", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,249 @@
+"""What a run is made of: frozen dataclasses, one sentence per field. A recipe is a function that returns a RunConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unison.types import Sampling
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which checkpoint is trained, and which part of it."""
+
+    path: str
+    """Checkpoint folder, hub id, or `assets/<name>` for a bundled tiny model."""
+    frozen: tuple[str, ...] = ()
+    """Regular expressions of parameter names that are not trained."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on the matrices named by `lora_targets`; 0 trains the weights themselves."""
+    lora_alpha: float = 16.0
+    """LoRA scale numerator (scale = alpha / rank)."""
+    lora_targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    """Regular expression of module names that get adapters."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of frozen and rollout weights; trained weights stay in float32."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Autocast type of matrix products in sampling and scoring."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where items come from."""
+
+    train: str = "world"
+    """`world`, a local JSONL / Parquet file or folder, or a hub id."""
+    eval: str = "world"
+    """Held-out items, same choices."""
+    questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
+    """Form of the world's questions."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column of the data set for each field of an item; the CoRL names are the default."""
+    question_suffix: str = ""
+    """Text appended to every question, such as the request for a format."""
+    skip_bad_rows: bool = False
+    """Count and skip rows that cannot be read instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ScenarioConfig:
+    """How the policy acts on an item."""
+
+    name: str = "unified"
+    """One of the scenarios listed by `unison recipes --scenarios`."""
+    group_size: int = 8
+    """Trajectories per item, G."""
+    text: Sampling = Sampling()
+    """Sampling of text actions."""
+    image: Sampling = Sampling(guidance=5.0)
+    """Sampling of drawings."""
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """How rewards become advantages."""
+
+    divide_by_std: bool = True
+    """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
+    epsilon: float = 1e-4
+    """Added to the standard deviation."""
+    clamp: float = 0.0
+    """Largest absolute advantage; 0 means no limit."""
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """The clipped policy-gradient objective."""
+
+    clip_low: float = 0.2
+    """Ratio clip below 1."""
+    clip_high: float = 0.2
+    """Ratio clip above 1."""
+    kl_beta: float = 0.0
+    """Weight of the k3 estimate of the KL divergence to the reference; 0 keeps no reference."""
+    aggregation: Literal["sequence", "token", "constant"] = "sequence"
+    """Mean over tokens then sequences, over all tokens, or sum over tokens divided by a constant length."""
+    constant_length: int = 512
+    """Divisor of the `constant` aggregation, in decisions."""
+    text_weight: float = 1.0
+    """Weight of the loss of text decisions."""
+    image_weight: float = 1.0
+    """Weight of the loss of image decisions."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Steps and the optimiser."""
+
+    steps: int = 100
+    """Optimiser-visible rollout steps of the run."""
+    items_per_step: int = 16
+    """Items per step over all processes; each gets a group."""
+    micro_batch_items: int = 16
+    """Items scored in one forward pass per process (gradient accumulation over the rest)."""
+    rollout_items: int = 0
+    """Items rolled out in one go per process; 0 takes all."""
+    updates_per_rollout: int = 1
+    """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
+    learning_rate: float = 1e-6
+    """Peak AdamW learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moment decay rates."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    modality_grad_norms: bool = True
+    """Log the gradient norm of text and image losses apart (keeps a copy of the gradient)."""
+    max_bad_steps: int = 3
+    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation before, during and after training."""
+
+    items: int = 600
+    """Held-out items."""
+    every: int = 0
+    """Steps between evaluations; 0 evaluates before and after only."""
+    during_items: int = 120
+    """Held-out items of an evaluation during training."""
+    batch_size: int = 120
+    """Items per rollout of an evaluation."""
+    gallery: int = 18
+    """Items whose drawings and answers the report shows."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `unison recipes` lists the functions that return one."""
+
+    recipe: str
+    """Name of the recipe this configuration started from."""
+    policy: PolicyConfig
+    data: DataConfig = DataConfig()
+    scenario: ScenarioConfig = ScenarioConfig()
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Weight of each reward by name."""
+    abstain_on_error: tuple[str, ...] = ()
+    """Rewards whose exceptions count as 'cannot judge' instead of stopping the run."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    objective: GRPOConfig = GRPOConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvalConfig = EvalConfig()
+    out: Path = Path("runs/unnamed")
+    """Run folder."""
+    seed: int = 0
+    """Seed of data order and of every sample."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """`accelerate` trackers to log to; metrics.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: RunConfig) -> None:
+    """Rejects settings that cannot work, before anything is loaded.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    optim, group = config.optim, config.scenario.group_size
+    _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+    for name in ("steps", "items_per_step", "micro_batch_items", "updates_per_rollout"):
+        _require(getattr(optim, name) >= 1, f"optim.{name}", getattr(optim, name), "at least 1")
+    _require(
+        optim.items_per_step % optim.updates_per_rollout == 0,
+        "optim.updates_per_rollout",
+        optim.updates_per_rollout,
+        f"a divisor of optim.items_per_step = {optim.items_per_step}",
+    )
+    per_update = optim.items_per_step // optim.updates_per_rollout
+    _require(
+        per_update % min(optim.micro_batch_items, per_update) == 0,
+        "optim.micro_batch_items",
+        optim.micro_batch_items,
+        f"a divisor of the {per_update} items of an update",
+    )
+    _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
+    for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
+        _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
+        _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
+    _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
+    _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {value!r}: must be {rule}")
+
+
+def to_json(config: RunConfig) -> str:
+    """The resolved configuration as JSON; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_json(text: str) -> RunConfig:
+    """Reads a saved configuration.
+
+    Raises:
+        ValueError: an unknown field (with the nearest known one), a missing field or a value of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the configuration is not valid JSON: {error}") from error
+    _reject_unknown(values, RunConfig, "")
+    try:
+        return TypeAdapter(RunConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(x) for x in first["loc"]) or "configuration"
+        raise ValueError(f"{where} = {first['input']!r}: {first['msg']}") from error
+
+
+def _reject_unknown(values: Any, kind: type, where: str) -> None:
+    import typing
+
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(hints)}"
+            raise ValueError(f"unknown field {where}{name} = {value!r}; {remedy}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            _reject_unknown(value, hints[name], f"{where}{name}.")  # type: ignore[arg-type]

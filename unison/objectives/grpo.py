@@ -1,0 +1,73 @@
+"""The clipped policy-gradient objective over decisions, be they text tokens, image tokens or denoising steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unison.config import GRPOConfig
+from unison.types import Action, Metrics, Modality, TurnBatch
+
+
+@dataclass(frozen=True)
+class Totals:
+    """How many turns and decisions of one modality the whole update holds, over all micro-batches and processes."""
+
+    turns: float
+    decisions: float
+
+
+def totals(actions: Sequence[Action]) -> Totals:
+    """Counts of this process."""
+    return Totals(len(actions), float(sum(int(action.mask.sum()) for action in actions)))
+
+
+def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: GRPOConfig) -> Tensor:
+    """Each decision's share of the update's loss, so that micro-batches simply add up. [B, L]
+
+    `sequence`: mean over a turn's decisions, then over turns (GRPO, arXiv 2402.03300; CoRL). `token`: mean over all
+    decisions (DAPO, arXiv 2503.14476). `constant`: sum over a constant length (Dr. GRPO, arXiv 2503.20783).
+    """
+    scale = config.text_weight if modality == "text" else config.image_weight
+    match config.aggregation:
+        case "sequence":
+            divisor = total.turns * mask.sum(-1, keepdim=True).clamp_min(1)
+        case "token":
+            divisor = torch.tensor(max(total.decisions, 1.0))
+        case "constant":
+            divisor = torch.tensor(total.turns * config.constant_length)
+    return scale * mask / divisor
+
+
+def grpo(batch: TurnBatch, config: GRPOConfig) -> tuple[Tensor, Metrics]:
+    """Clipped surrogate plus k3 KL to the reference.
+
+    Source: GRPO, arXiv 2402.03300, eq. 3 and 4; separate clip bounds as in DAPO, arXiv 2503.14476.
+
+    Returns:
+        The batch's share of the loss, and sums over its decisions: divide by `decisions` for means.
+    """
+    difference = torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
+    ratio = difference.exp()
+    advantage = batch.advantage[:, None]
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    kl = torch.zeros_like(loss)
+    if batch.reference_logp is not None:
+        gap = torch.where(batch.mask, batch.reference_logp - batch.logp, 0.0)
+        kl = gap.exp() - gap - 1  # k3: unbiased, never negative (Schulman 2020)
+        loss = loss + config.kl_beta * kl
+    cut = torch.where(advantage > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low) & (advantage != 0)
+    with torch.no_grad():
+        measured = {
+            "ratio": ratio,
+            "logp_difference": difference.abs(),
+            "clip_fraction": cut.float(),
+            "kl": kl,
+            "entropy": -batch.old_logp,  # of sampled tokens: an unbiased estimate
+        }
+        sums = {name: float((value * batch.mask).sum()) for name, value in measured.items()}
+    return (batch.weight * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}

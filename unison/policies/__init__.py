@@ -1,0 +1,69 @@
+"""Policies by family. The family is read from the checkpoint's config.json, never from its name."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+from unison.config import PolicyConfig
+from unison.policies.base import Policy
+
+FAMILIES = {"janus": "unison.policies.janus:Janus"}
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def locate(path: str) -> str:
+    """A bundled model's folder for `assets/<name>`, a local folder, or else a hub id unchanged.
+
+    Raises:
+        ValueError: a local folder that does not exist or holds no checkpoint.
+    """
+    if path.startswith("assets/"):
+        folder = ASSETS / path.removeprefix("assets/")
+        if not folder.is_dir():
+            known = ", ".join(sorted(f"assets/{p.name}" for p in ASSETS.iterdir() if p.is_dir()))
+            raise ValueError(f"policy.path = {path!r}: no such bundled model; choices: {known}")
+        return str(folder)
+    folder = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"policy.path = {path!r}: the folder has no config.json; give a checkpoint folder")
+        return str(folder)
+    if looks_local:
+        raise ValueError(f"policy.path = {path!r}: no such folder, and not a hub id of the form owner/name")
+    return path
+
+
+def family_of(path: str) -> str:
+    """The family named by `model_type` in the checkpoint's config.json.
+
+    Raises:
+        ValueError: the file cannot be fetched or read, or names a family that Unison does not carry.
+    """
+    folder = Path(path)
+    try:
+        if folder.is_dir():
+            text = (folder / "config.json").read_text()
+        else:
+            from huggingface_hub import hf_hub_download
+
+            text = Path(hf_hub_download(path, "config.json")).read_text()
+        family = json.loads(text).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"policy.path = {path!r}: cannot read its config.json ({error})") from error
+    if family not in FAMILIES:
+        raise ValueError(f"policy.path = {path!r}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+    return family
+
+
+def load_policy(config: PolicyConfig) -> Policy:
+    """Loads the checkpoint as a policy of its family.
+
+    Raises:
+        ValueError: missing, truncated, incomplete or foreign checkpoint.
+    """
+    path = locate(config.path)
+    module, name = FAMILIES[family_of(path)].split(":")
+    return getattr(import_module(module), name).load(path, config)

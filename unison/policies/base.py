@@ -1,0 +1,172 @@
+"""The policy interface: one unified model that writes, draws and scores what it did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from unison.config import PolicyConfig
+from unison.types import Action, Context, Modality, Sampling, Tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Target: TypeAlias = "str | Image | Tokens"
+
+
+class Policy(nn.Module):
+    """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
+    and temperature.
+
+    A family implements `write`, `draw`, `forward`, `nll`, `decode` and `save`; `abilities` says which verbs it has.
+    """
+
+    family: ClassVar[str]
+    abilities: ClassVar[frozenset[str]]
+    """Subset of {"write", "draw", "edit"}."""
+
+    def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self._frozen_copy: dict[str, Tensor] = {}
+        self._adapted: list[Any] = []  # the peft wrapper, in a list so that its weights are not registered twice
+        select_trained(network, config.frozen)
+        if config.lora_rank:
+            self._adapted.append(add_adapters(network, config))
+
+    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
+        """Samples a text action for every context; each row's randomness comes from its seed alone."""
+        raise NotImplementedError
+
+    def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
+        """Samples an image action for every context."""
+        raise NotImplementedError
+
+    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+        """Log-probability [L] of every decision of every action, differentiable."""
+        raise NotImplementedError
+
+    def encode(self, targets: Sequence[Target]) -> list[Tokens]:
+        """The actions that would have produced the given texts or images."""
+        raise NotImplementedError
+
+    def nll(self, contexts: Sequence[Context], targets: Sequence[Target]) -> Tensor:
+        """Mean negative log-likelihood per decision of each supervised target. [B]"""
+        logps = self(contexts, self.encode(targets))
+        return torch.stack([-logp.mean() for logp in logps])
+
+    def decode(self, actions: Sequence[Action]) -> list[Any]:
+        """Text (str) of each text action, picture (PIL) of each image action."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Writes a plain checkpoint that the model's own library loads, adapters merged."""
+        raise NotImplementedError
+
+    def require(self, verb: str, why: str) -> None:
+        """Checks an ability before training starts.
+
+        Raises:
+            ValueError: the family does not have it.
+        """
+        if verb not in self.abilities:
+            raise ValueError(
+                f"{why} needs a model that can {verb}, but the {self.family} family can only "
+                f"{' and '.join(sorted(self.abilities))}: choose another scenario or checkpoint"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in the configured type."""
+        kind = getattr(torch, self.config.compute_dtype)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=kind is torch.bfloat16)
+
+    # -- the reference -------------------------------------------------------------------------------------------
+
+    def keep_reference(self) -> None:
+        """Remembers the present weights as the reference of the KL term; adapters need no copy."""
+        if not self._adapted:
+            self._frozen_copy = {n: p.detach().clone() for n, p in self.network.named_parameters() if p.requires_grad}
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the policy is the frozen reference: adapters off, or the remembered weights in place.
+
+        Raises:
+            RuntimeError: no reference was kept.
+        """
+        if self._adapted:
+            return self._adapted[0].disable_adapter()
+        if not self._frozen_copy:
+            raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
+        return self._swapped()
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        parameters = dict(self.network.named_parameters())
+        for name, copy in self._frozen_copy.items():
+            parameters[name].data, self._frozen_copy[name] = copy, parameters[name].data
+
+
+def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
+    """Freezes the parameters whose names match any of the patterns.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left to train.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in frozen:
+        if not any(re.search(pattern, name) for name in names):
+            roots = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(f"policy.frozen pattern {pattern!r} matches no parameter; modules are {', '.join(roots)}")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not any(re.search(pattern, name) for pattern in frozen))
+    if not any(p.requires_grad for p in network.parameters()):
+        raise ValueError(f"policy.frozen = {tuple(frozen)} freezes every parameter: leave something to train")
+
+
+def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
+    """Adds LoRA adapters in place (Hu et al. 2021); all other weights are frozen. Returns the `peft` wrapper.
+
+    Raises:
+        ValueError: `lora_targets` matches no module.
+    """
+    import peft
+
+    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=config.lora_targets)
+    try:
+        return peft.get_peft_model(network, settings)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"policy.lora_targets = {config.lora_targets!r}: {error}") from error
+
+
+def distinct(contexts: Sequence[Context]) -> tuple[list[Context], list[int]]:
+    """The different context objects, and for each row the number of its own: siblings share one object."""
+    numbers: dict[int, int] = {}
+    rows = [numbers.setdefault(id(context), len(numbers)) for context in contexts]
+    firsts = {number: context for context, number in zip(reversed(contexts), reversed(rows), strict=True)}
+    return [firsts[number] for number in range(len(numbers))], rows
+
+
+def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[int]]:
+    """Row numbers of the actions that can be scored in one pass: same modality, same sampling."""
+    kinds: dict[tuple[Modality, Sampling], list[int]] = {}
+    for row, action in enumerate(actions):
+        kinds.setdefault((action.modality, action.sampling), []).append(row)
+    return kinds

@@ -1,0 +1,225 @@
+"""Sampling and scoring with a causal transformer, prefixes computed once.
+
+Both start alike: every distinct prefix (a prompt, or the unconditional row of guidance) goes through the network once,
+and its keys and values are handed to all rows that continue it. Sampling then decides one token a pass; scoring sends
+all given tokens through in one pass. The two see the same numbers, so replayed log-probabilities equal sampled ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from unison.policies import tokens
+from unison.types import Sampling
+
+
+class PrefixCache:
+    """Keys and values of P prefixes, then of B rows that continue them. A `transformers` layer calls only `update`."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []  # each [P or B, H, S, D]
+        self.rows: Tensor | None = None
+        self.room = 0
+        self.filled: list[int] = []
+
+    def continue_with(self, rows: Tensor, room: int = 0) -> None:
+        """From now on row b continues prefix `rows[b]`.
+
+        With `room` > 0 tokens come a few at a time and are written in place (sampling, no gradient); with 0 they come
+        all at once and are joined to the prefix (scoring, differentiable).
+        """
+        self.rows, self.room = rows, room
+        if room:
+            self.filled = [k.shape[2] for k, _ in self.layers]
+            self.layers = [(_with_room(k, rows, room), _with_room(v, rows, room)) for k, v in self.layers]
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Takes the new positions' keys and values, returns those of all positions. [B, H, S, D]"""
+        if self.rows is None:
+            self.layers.append((key, value))
+            return key, value
+        past_key, past_value = self.layers[layer]
+        if not self.room:
+            return torch.cat([past_key[self.rows], key], 2), torch.cat([past_value[self.rows], value], 2)
+        start, end = self.filled[layer], self.filled[layer] + key.shape[2]
+        past_key[:, :, start:end], past_value[:, :, start:end] = key, value
+        self.filled[layer] = end
+        return past_key[:, :, :end], past_value[:, :, :end]
+
+
+def _with_room(prefix: Tensor, rows: Tensor, room: int) -> Tensor:
+    _, heads, length, width = prefix.shape
+    buffer = prefix.new_empty(len(rows), heads, length + room, width)
+    buffer[:, :, :length] = prefix[rows]
+    return buffer
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """Prefixes after their pass: what rows need to continue them."""
+
+    cache: PrefixCache
+    last: Tensor  # [P, D] state at the end of each prefix; predicts the first token
+    visible: Tensor  # [P, S] bool, False at left padding
+    lengths: Tensor  # [P]
+
+
+def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor]) -> Prefixed:
+    """Sends P prefixes, each [S_p, D] embeddings, through the network in one left-padded batch."""
+    lengths = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
+    embeds = pad_sequence(list(prefixes), batch_first=True, padding_side="left")  # [P, S, D]
+    size = embeds.shape[1]
+    at = torch.arange(size, device=embeds.device)
+    visible = at >= size - lengths[:, None]  # [P, S]
+    causal = (at[:, None] >= at) & visible[:, None]  # [P, S, S]
+    causal |= torch.eye(size, dtype=torch.bool, device=embeds.device)  # a pad sees itself: no empty row, no NaN
+    positions = (at - (size - lengths[:, None])).clamp_min(0)
+    cache = PrefixCache()
+    hidden = _pass(network, embeds, causal[:, None], positions, cache)
+    return Prefixed(cache, hidden[:, -1], visible, lengths)
+
+
+def _pass(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
+    return network(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which prefix each of B rows continues, and which unconditional one in its guidance branch."""
+
+    prefix: Tensor  # [B]
+    unconditional: Tensor | None  # [B], None without guidance
+
+    def branches(self) -> Tensor:
+        """Conditional rows, then the unconditional ones. [B or 2B]"""
+        return self.prefix if self.unconditional is None else torch.cat([self.prefix, self.unconditional])
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """The same input for both branches."""
+        return x if self.unconditional is None else torch.cat([x, x])
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Conditional and unconditional halves."""
+        return (x, None) if self.unconditional is None else (x[: len(self.prefix)], x[len(self.prefix) :])
+
+
+@torch.no_grad()
+def sample(
+    network: nn.Module,
+    prefixes: Sequence[Tensor],
+    rows: Rows,
+    embed: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    sampling: Sampling,
+    u: Tensor,
+    stop: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Samples one continuation a row.
+
+    Args:
+        network: a causal `transformers` decoder over input embeddings.
+        prefixes: P tensors [S_p, D] of embeddings.
+        rows: the prefix of each row.
+        embed: token ids [B] -> embeddings [B, D].
+        head: states [B, D] -> logits [B, V].
+        sampling: temperature and guidance.
+        u: uniform numbers [B, L]; L is the longest continuation.
+        stop: id that ends a row, None for continuations of fixed length.
+
+    Returns:
+        ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
+    """
+    done = run_prefixes(network, prefixes)
+    branches = rows.branches()
+    done.cache.continue_with(branches, room=u.shape[1])
+    visible = _room(done.visible[branches], u.shape[1])  # always a 4-D mask: else `transformers` asks the cache for one
+    prefix_size = done.visible.shape[1]
+    hidden = done.last[branches]
+    ids: list[Tensor] = []
+    logps: list[Tensor] = []
+    running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
+    for t in range(u.shape[1]):
+        if t:
+            mask = visible[:, None, None, : prefix_size + t]
+            embeds = embed(rows.repeat(ids[-1]))[:, None]
+            hidden = _pass(network, embeds, mask, done.lengths[branches, None] + t - 1, done.cache)[:, -1]
+        chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
+        ids.append(chosen)
+        logps.append(logp)
+        if stop is not None:
+            running &= chosen != stop
+            if not running.any():
+                break
+    return torch.stack(ids, 1), torch.stack(logps, 1)
+
+
+def _room(visible: Tensor, room: int) -> Tensor:
+    return torch.nn.functional.pad(visible, (0, room), value=True)
+
+
+def _decide(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, rows: Rows, sampling: Sampling, u: Tensor
+) -> tuple[Tensor, Tensor]:
+    conditional, unconditional = rows.split(head(hidden).float())
+    if unconditional is None:
+        return tokens.step(conditional, sampling.temperature, u)
+    guided = tokens.guide(conditional, unconditional, sampling.guidance)
+    ids, logp = tokens.step(guided, sampling.temperature, u)
+    if sampling.score_conditional:
+        logp = tokens.step(conditional, sampling.temperature, ids=ids)[1]
+    return ids, logp
+
+
+def score(
+    network: nn.Module,
+    prefixes: Sequence[Tensor],
+    rows: Rows,
+    embed: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    sampling: Sampling,
+    ids: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Log-probabilities of given continuations, differentiable.
+
+    Args:
+        ids: [B, L], padded on the right.
+        mask: [B, L] bool, False at padding.
+        (others as in `sample`)
+
+    Returns:
+        [B, L] float32, 0 at padding.
+    """
+    hidden = continuation_states(network, prefixes, rows, embed, ids)
+    conditional, unconditional = rows.split(hidden)
+    flat = tokens.score(
+        head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
+    )
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def continuation_states(
+    network: nn.Module, prefixes: Sequence[Tensor], rows: Rows, embed: Callable[[Tensor], Tensor], ids: Tensor
+) -> Tensor:
+    """The states that predict each given token, for all branches. [B or 2B, L, D]"""
+    done = run_prefixes(network, prefixes)
+    branches = rows.branches()
+    first = done.last[branches, None]
+    length = ids.shape[1] - 1  # the last token is predicted but never read
+    if not length:
+        return first
+    done.cache.continue_with(branches)
+    at = torch.arange(length, device=ids.device)
+    own = (at[:, None] >= at).expand(len(branches), -1, -1)
+    before = done.visible[branches, None].expand(-1, length, -1)
+    positions = done.lengths[branches, None] + at
+    later = _pass(network, embed(rows.repeat(ids[:, :-1])), torch.cat([before, own], -1)[:, None], positions, done.cache)
+    return torch.cat([first, later], 1)

@@ -1,0 +1,282 @@
+"""Janus and Janus-Pro: autoregressive text and autoregressive image tokens in one `transformers` model.
+
+Text is written by `lm_head`; a drawing is `num_patches ** 2` tokens of the VQ codebook, decided by `generation_head`.
+Images are read through the vision encoder. The unconditional row of guidance is the prompt's row with everything
+between its first token and the begin-of-image token replaced by the (attended) pad token, so it depends on the prompt's
+length alone and prompts of one length share it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import JanusForConditionalGeneration, JanusProcessor
+
+from unison.config import PolicyConfig
+from unison.policies import causal
+from unison.policies.base import Policy, Target, by_kind, distinct
+from unison.policies.tokens import uniforms
+from unison.types import Action, Context, Modality, Part, Sampling, Tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Drawn: TypeAlias = "Image | Tokens"
+Piece: TypeAlias = "list[int] | Drawn"
+REPLY = "\x00reply\x00"  # stands for an earlier reply in the rendered chat; its ids are spliced in
+
+
+class Janus(Policy):
+    """The Janus family (arXiv 2410.13848, 2501.17811)."""
+
+    family = "janus"
+    abilities = frozenset({"write", "draw"})
+    network: JanusForConditionalGeneration
+
+    def __init__(
+        self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig
+    ) -> None:
+        super().__init__(network, config)
+        self.processor = processor
+        processor.use_default_system_prompt = False  # CoRL uses none, though converted checkpoints turn it on
+        self.tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
+                "guidance needs; set pad_token in its tokenizer_config.json"
+            )
+        self.decoder = network.model.language_model
+        self.drawing_tokens = network.config.vq_config.num_patches**2
+
+    @classmethod
+    def load(cls, path: str, config: PolicyConfig) -> Janus:
+        """Reads a checkpoint in `transformers` format, safetensors only.
+
+        Raises:
+            ValueError: weights missing, truncated, incomplete or left over; no tokenizer or processor.
+        """
+        network = load_network(path, config)
+        try:
+            processor = JanusProcessor.from_pretrained(path)
+        except Exception as error:  # a missing or broken file raises by its kind
+            raise ValueError(f"policy.path = {path!r}: cannot read its tokenizer and processor ({error})") from error
+        return cls(network, processor, config)
+
+    # -- sampling and scoring ------------------------------------------------------------------------------------
+
+    def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
+        return self._sample(contexts, sampling, seeds, "text")
+
+    def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
+        return list(self._sample(contexts, sampling, seeds, "image"))
+
+    @torch.no_grad()
+    def _sample(
+        self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int], modality: Modality
+    ) -> list[Tokens]:
+        length = sampling.max_tokens if modality == "text" else self.drawing_tokens
+        stop = self.tokenizer.eos_token_id if modality == "text" else None
+        with self.autocast():
+            prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
+            u = uniforms(seeds, length, self.device)
+            ids, logp = causal.sample(
+                self.decoder, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
+            )
+        return [_action(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
+
+    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+        logps: dict[int, Tensor] = {}
+        for (modality, sampling), rows in by_kind(actions).items():
+            tokens = [_tokens(actions[row]) for row in rows]
+            scored = self._score([contexts[row] for row in rows], tokens, sampling, modality)
+            logps |= dict(zip(rows, scored, strict=True))
+        return [logps[row] for row in range(len(actions))]
+
+    def _score(
+        self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
+    ) -> list[Tensor]:
+        guided = modality == "image" and sampling.guidance != 1 and not sampling.score_conditional
+        ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
+        mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
+        with self.autocast():
+            prefixes, rows = self._prefixes(contexts, modality, guided)
+            logp = causal.score(
+                self.decoder, prefixes, rows, *self._embed_and_head(modality), sampling, ids, mask.to(self.device)
+            )
+        return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
+
+    def _embed_and_head(self, modality: Modality):
+        if modality == "text":
+            return self.network.get_input_embeddings(), self.network.lm_head
+        return self.network.prepare_embeddings_for_image_generation, self.network.model.generation_head
+
+    # -- contexts ------------------------------------------------------------------------------------------------
+
+    def _prefixes(
+        self, contexts: Sequence[Context], modality: Modality, guided: bool
+    ) -> tuple[list[Tensor], causal.Rows]:
+        """Embeddings [S, D] of every distinct prefix, then of the unconditional ones, and who continues which."""
+        different, rows = distinct(contexts)
+        pieces = [self._pieces(context, modality) for context in different]
+        prefix_of = torch.tensor(rows, device=self.device)
+        if not guided:
+            return self._embed(pieces), causal.Rows(prefix_of, None)
+        sizes = [sum(map(self._size, row)) for row in pieces]
+        lengths = sorted(set(sizes))
+        number = {length: len(pieces) + i for i, length in enumerate(lengths)}
+        unconditional = torch.tensor([number[sizes[row]] for row in rows], device=self.device)
+        return self._embed([*pieces, *map(self._hidden, lengths)]), causal.Rows(prefix_of, unconditional)
+
+    def _hidden(self, length: int) -> list[Piece]:
+        """The unconditional row for a prompt of `length` tokens."""
+        tokenizer = self.tokenizer
+        return [[tokenizer.bos_token_id, *[tokenizer.pad_token_id] * (length - 2), tokenizer.boi_token_id]]
+
+    def _pieces(self, context: Context, modality: Modality) -> list[Piece]:
+        """A context up to where the policy starts to write or draw: runs of ids, and images between them."""
+        tokenizer = self.tokenizer
+        replies = [part for part in context.parts if _is_reply(part)]
+        images = [part for part in context.parts if not isinstance(part, str) and not _is_reply(part)]
+        text = self.chat(context) + (tokenizer.boi_token if modality == "image" else "")
+        text = text.replace(f" {REPLY}", REPLY)  # a reply follows the colon directly and brings its own space
+        pieces: list[Piece] = []
+        ids = [tokenizer.bos_token_id]
+        for marker, segment in _segments(text, (tokenizer.image_token, REPLY)):
+            if marker == REPLY:
+                ids += [i for i in cast(Tokens, replies.pop(0)).ids.tolist() if i != tokenizer.eos_token_id]
+            elif marker:
+                pieces += [[*ids, tokenizer.boi_token_id], cast(Drawn, images.pop(0))]
+                ids = [tokenizer.eoi_token_id]
+            ids += tokenizer.encode(segment, add_special_tokens=False)
+        pieces.append(ids)
+        return self._hidden(sum(map(self._size, pieces))) if context.unconditional else pieces
+
+    def _size(self, piece: Piece) -> int:
+        return len(piece) if isinstance(piece, list) else self.processor.num_image_tokens
+
+    def _embed(self, rows: Sequence[Sequence[Piece]]) -> list[Tensor]:
+        """Embeddings of every row, all ids in one look-up and all images in one pass of the encoder. each [S, D]"""
+        runs = [piece for row in rows for piece in row if isinstance(piece, list)]
+        images = [piece for row in rows for piece in row if not isinstance(piece, list)]
+        flat = torch.tensor([i for run in runs for i in run], device=self.device)
+        words = iter(self.network.get_input_embeddings()(flat).split([len(run) for run in runs]))
+        pictures = iter(self._image_features(images) if images else ())
+        return [torch.cat([next(words if isinstance(piece, list) else pictures) for piece in row]) for row in rows]
+
+    def chat(self, context: Context) -> str:
+        """The context in the checkpoint's own chat template, ready for a reply."""
+        messages: list[dict[str, Any]] = []
+        for part in context.parts:
+            role = "assistant" if _is_reply(part) else "user"
+            if not messages or messages[-1]["role"] != role:
+                messages.append({"role": role, "content": []})
+            messages[-1]["content"].append(_chat_part(part, role))
+        return cast(str, self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def _image_features(self, images: Sequence[Drawn]) -> Tensor:
+        pixels = torch.cat([self._pixels(image) for image in images]).to(self.device)
+        return self.network.model.get_image_features(pixels.to(self.network.dtype)).pooler_output  # [N, tokens, D]
+
+    def _pixels(self, image: Drawn) -> Tensor:
+        """Pixels as the vision encoder wants them; a drawing stays in the model and is never rounded. [1, 3, H, W]"""
+        if isinstance(image, Tokens):
+            return self.network.model.vqmodel.decode(image.ids[None].to(self.device))
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]  # type: ignore[attr-defined]
+
+    # -- text and pictures ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, targets: Sequence[Target]) -> list[Tokens]:
+        pictures = [t for t in targets if not isinstance(t, str | Tokens)]
+        drawn = iter(self._image_tokens(pictures) if pictures else ())
+        return [t if isinstance(t, Tokens) else self._encode_text(t) if isinstance(t, str) else next(drawn) for t in targets]
+
+    def _encode_text(self, text: str) -> Tokens:
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return _given("text", torch.tensor([*ids, self.tokenizer.eos_token_id]))
+
+    def _image_tokens(self, pictures: Sequence[Image]) -> list[Tokens]:
+        pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
+        ids = self.network.model.vqmodel.encode(pixels).image_tokens
+        return [_given("image", row) for row in ids.view(len(pictures), -1)]
+
+    @torch.no_grad()
+    def decode(self, actions: Sequence[Action]) -> list[Any]:
+        tokens = [_tokens(action) for action in actions]
+        drawings = [action.ids for action in tokens if action.modality == "image"]
+        pictures = iter(self._pictures(torch.stack(drawings)) if drawings else ())
+        return [next(pictures) if action.modality == "image" else self._text(action) for action in tokens]
+
+    def _text(self, action: Tokens) -> str:
+        return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
+
+    def _pictures(self, ids: Tensor) -> list[Image]:
+        pixels = torch.cat([self.network.model.vqmodel.decode(part.to(self.device)) for part in ids.split(64)])
+        return self.processor.postprocess(list(pixels.float().cpu().numpy()), return_tensors="PIL.Image.Image")[
+            "pixel_values"
+        ]
+
+    def save(self, folder: Path) -> None:
+        from unison.policies.adapters import merged
+
+        merged(self).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGeneration:
+    """The network with every weight accounted for.
+
+    Raises:
+        ValueError: weights missing, truncated, incomplete or left over.
+    """
+    try:
+        network, info = JanusForConditionalGeneration.from_pretrained(
+            path, use_safetensors=True, dtype=getattr(torch, config.dtype), output_loading_info=True
+        )
+    except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
+        raise ValueError(f"policy.path = {path!r}: cannot read its weights ({error})") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info.get(what, ()))):
+            raise ValueError(f"policy.path = {path!r}: {len(keys)} {what.replace('_', ' ')}, first {keys[0]!r}")
+    return network.eval()
+
+
+def _tokens(action: Action) -> Tokens:
+    if not isinstance(action, Tokens):
+        raise ValueError(f"the janus family acts in tokens, not in {type(action).__name__}")
+    return action
+
+
+def _is_reply(part: Part) -> bool:
+    return isinstance(part, Tokens) and part.modality == "text"
+
+
+def _segments(text: str, markers: Sequence[str]) -> list[tuple[str, str]]:
+    """Splits text at markers: (the marker before it or '', segment) pairs, in order."""
+    pieces = re.split("(" + "|".join(map(re.escape, markers)) + ")", text)
+    return list(zip(["", *pieces[1::2]], pieces[::2], strict=True))
+
+
+def _chat_part(part: Part, role: str) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "text", "text": REPLY} if role == "assistant" else {"type": "image"}
+
+
+def _action(modality: Modality, ids: Tensor, logp: Tensor, stop: int | None, sampling: Sampling) -> Tokens:
+    """Cuts a sampled row after its stop token."""
+    ends = (ids == stop).nonzero() if stop is not None else ids.new_empty(0, 1)
+    length = int(ends[0]) + 1 if len(ends) else len(ids)
+    ids, logp = ids[:length].cpu(), logp[:length].float().cpu()
+    return Tokens(modality, ids, torch.arange(length), logp, torch.ones(length, dtype=torch.bool), sampling)
+
+
+def _given(modality: Modality, ids: Tensor) -> Tokens:
+    """An action that was given, not sampled."""
+    return _action(modality, ids, torch.zeros(len(ids)), None, Sampling())

@@ -1,0 +1,93 @@
+"""Categorical decisions: one step function that draws a token, or scores a given one.
+
+Randomness is one uniform number per decision, made in advance from the row's own seed, so a sample depends on its seed
+and its context alone: not on the batch it sits in, nor on the global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unison.types import Sampling
+
+LOGITS_PER_CHUNK = 1 << 22  # logits held at once while scoring (16 MB in float32)
+
+
+def uniforms(seeds: Sequence[int], length: int, device: torch.device | str = "cpu") -> Tensor:
+    """One uniform number in [0, 1) per decision of each row, drawn on the CPU from the row's seed. [B, L]"""
+    rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of logits, u + w (c - u) (Ho and Salimans 2022)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def step(logits: Tensor, temperature: float, u: Tensor | None = None, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """One categorical decision per row: drawn with the uniform numbers `u`, or scored where `ids` are given.
+
+    Args:
+        logits: [..., V]
+        temperature: softmax temperature, above 0.
+        u: [...] in [0, 1).
+        ids: [...] int64.
+
+    Returns:
+        ids [...] and their float32 log-probabilities [...].
+
+    Raises:
+        ValueError: neither or both of `u` and `ids` are given.
+    """
+    if (u is None) == (ids is None):
+        raise ValueError("step draws with `u` or scores `ids`: give exactly one of them")
+    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    if ids is None:
+        assert u is not None
+        # inverse transform sampling; the last entry of the cumulative sum may round below u
+        cumulative = logp.exp().cumsum(-1)
+        ids = torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
+        ids = ids.clamp_max(logits.shape[-1] - 1)
+    return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def score(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, sampling: Sampling, unconditional: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities of given tokens from hidden states, never holding more than a chunk of logits.
+
+    Logits of a chunk are recomputed in the backward pass, so memory does not grow with the vocabulary.
+
+    Args:
+        head: hidden states -> logits.
+        hidden: [N, D] states that predict the tokens, of the conditional branch.
+        ids: [N]
+        sampling: temperature and guidance.
+        unconditional: [N, D] states of the unconditional branch; None without guidance.
+
+    Returns:
+        [N] float32
+    """
+
+    def of_chunk(h: Tensor, chunk_ids: Tensor, h_u: Tensor | None) -> Tensor:
+        logits = head(h).float()
+        if h_u is not None:
+            logits = guide(logits, head(h_u).float(), sampling.guidance)
+        return step(logits, sampling.temperature, ids=chunk_ids)[1]
+
+    rows = max(1, LOGITS_PER_CHUNK // _vocabulary(head, hidden))
+    parts = []
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, start + rows)
+        h_u = None if unconditional is None else unconditional[chunk]
+        parts.append(checkpoint(of_chunk, hidden[chunk], ids[chunk], h_u, use_reentrant=False))
+    return torch.cat(parts)
+
+
+def _vocabulary(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
+    with torch.no_grad():
+        return head(hidden[:1]).shape[-1]

@@ -1,0 +1,64 @@
+"""Rewards that read a reply: is the answer right, is the format kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from unison.types import Item, Trajectory
+
+FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+OPTION = re.compile(r"\(?([A-Z])[.):]\s*(.+?)(?=\s+\(?[A-Z][.):]\s|$)", re.DOTALL)
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+def parse_answer(reply: str) -> str:
+    """What stands in the answer tags, or the whole reply where there are none."""
+    found = ANSWER.search(reply)
+    return (found.group(1) if found else reply).strip()
+
+
+def is_formatted(reply: str) -> bool:
+    """Whether the whole reply is a think block then an answer block, neither empty nor holding further tags."""
+    found = FORMAT.fullmatch(reply)
+    return bool(found) and all(part.strip() and "<" not in part for part in found.groups())
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no trailing dot, number words as digits."""
+    words = text.strip().lower().rstrip(".").split()
+    return " ".join(str(NUMBERS.index(word)) if word in NUMBERS else word for word in words)
+
+
+def is_right(reply: str, item: Item) -> bool:
+    """Whether the parsed answer equals the item's.
+
+    Multiple choice accepts the letter, the letter with its text, or the option's text (METHODS, CoRL); options are read
+    from the question. Open-ended answers are compared after `normalise`.
+    """
+    given, truth = parse_answer(reply), (item.answer or "").strip()
+    if item.kind == "open_ended":
+        return normalise(given) == normalise(truth)
+    options = {x: _first_line(option) for x, option in OPTION.findall(item.question or "")}
+    named = [x for x, option in options.items() if normalise(option) == normalise(truth)]  # the truth may be the text
+    bare = truth.strip("().: ").upper()
+    letter = named[0] if named and bare not in options else bare[:1]
+    text = options.get(letter, "")
+    accepted = {letter, text, *(f"{mark} {text}" for mark in (letter, f"{letter}.", f"{letter}:", f"{letter})"))}
+    return normalise(given.strip("()")) in {normalise(a) for a in accepted if a} or given.strip("().: ").upper() == letter
+
+
+def _first_line(option: str) -> str:
+    """An option's text without what follows the list of options (such as a request for a format)."""
+    return re.split(r"\n|\s{2,}|(?<=\w)\s+Reason\b", option)[0].strip()
+
+
+def accuracy(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """1 where the last reply's answer is right (CoRL's R_acc)."""
+    return [float(is_right(t.texts[-1], t.item)) if t.texts and t.item.answer else None for t in trajectories]
+
+
+def format_(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """1 where the last reply keeps the format (CoRL's R_format, strict)."""
+    return [float(is_formatted(t.texts[-1])) if t.texts else None for t in trajectories]

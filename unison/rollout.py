@@ -1,0 +1,27 @@
+"""Items x group -> scored trajectories, in chunks that fit memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from unison.config import ScenarioConfig
+from unison.policies.base import Policy
+from unison.scenarios import Scenario
+from unison.scenarios.common import Seeds
+from unison.types import Item, Trajectory
+
+
+@torch.no_grad()
+def roll_out(
+    policy: Policy, scenario: Scenario, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds, chunk: int
+) -> list[Trajectory]:
+    """G trajectories for every item, siblings next to each other; `chunk` items at a time.
+
+    Each sample's randomness comes from its own seed, so the chunk size does not change it.
+    """
+    trajectories: list[Trajectory] = []
+    for start in range(0, len(items), chunk):
+        trajectories += scenario.rollout(policy, items[start : start + chunk], config, seeds)
+    return trajectories

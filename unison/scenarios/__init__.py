@@ -1,0 +1,65 @@
+"""Scenarios by name: short programs over the policy's verbs, from items to trajectories."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unison.config import ScenarioConfig
+from unison.policies.base import Policy
+from unison.scenarios import t2i, understanding, unified
+from unison.scenarios.common import Seeds
+from unison.types import Item, Trajectory
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A program `rollout(policy, items, config, seeds)`, G trajectories an item, siblings next to each other."""
+
+    rollout: Callable[[Policy, Sequence[Item], ScenarioConfig, Seeds], list[Trajectory]]
+    verbs: tuple[str, ...]
+    """What the policy must be able to do."""
+    fields: tuple[str, ...]
+    """What every item must have."""
+    summary: str
+
+    def require(self, policy: Policy, item: Item) -> None:
+        """Checks policy and data before training starts.
+
+        Raises:
+            ValueError: a missing ability or field.
+        """
+        for verb in self.verbs:
+            policy.require(verb, f"the scenario ({self.summary})")
+        for name in self.fields:
+            if not getattr(item, name):
+                raise ValueError(
+                    f"the scenario ({self.summary}) needs {name!r} in every item, but item {item.id!r} has none: "
+                    f"map a column to it with --data.columns {name} <column>"
+                )
+
+
+SCENARIOS = {
+    "t2i": Scenario(t2i.rollout, ("draw",), ("prompt",), "draw a prompt"),
+    "understanding": Scenario(understanding.rollout, ("write",), ("question", "answer"), "answer a question"),
+    "unified": Scenario(
+        unified.rollout,
+        ("draw", "write"),
+        ("prompt", "image", "question", "answer"),
+        "draw a prompt and answer a question, one reward",
+    ),
+}
+
+
+def find(name: str) -> Scenario:
+    """The scenario of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in SCENARIOS:
+        near = difflib.get_close_matches(name, SCENARIOS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"scenario.name = {name!r} is unknown; {hint}choices: {', '.join(SCENARIOS)}")
+    return SCENARIOS[name]

@@ -1,0 +1,288 @@
+"""The training loop: roll out, score, compare within groups, update, log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unison import checkpoint, scenarios
+from unison.config import OptimConfig, RunConfig, to_json
+from unison.data import open_items, step_indices
+from unison.environment import describe
+from unison.evaluate import Evaluation, evaluate
+from unison.objectives.advantage import group_advantages
+from unison.objectives.grpo import Totals, decision_weights, grpo, totals
+from unison.policies import load_policy
+from unison.report import write_report
+from unison.rewards import load_rewards, score
+from unison.rollout import roll_out
+from unison.scenarios.common import Seeds
+from unison.train_log import RunLog
+from unison.types import Metrics, Modality, Trajectory, Turn, TurnBatch, group_rows, pad_stack
+
+WORLD_ITEMS = 100_000  # size of the world's training split, per seed
+MODALITIES: tuple[Modality, ...] = ("text", "image")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A turn with the advantage of its trajectory."""
+
+    turn: Turn
+    advantage: float
+
+
+class Trainer:
+    """One run in one folder. `Trainer(config).train()` starts it, `Trainer(config, resume=True)` goes on.
+
+    Raises:
+        ValueError: anything in the configuration, data or checkpoint that cannot work, before training starts.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool = False) -> None:
+        self.config, self.run = config, Path(config.out)
+        self.scenario = scenarios.find(config.scenario.name)
+        self.rewards = load_rewards(config.rewards)
+        self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
+        self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
+        self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
+        self.policy = load_policy(config.policy)
+        self.scenario.require(self.policy, self.items[0])
+        if config.objective.kl_beta:
+            self.policy.keep_reference()
+        self.trained = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer, self.schedule = build_optimizer(self.trained, config.optim)
+        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.log = RunLog(self.run, self.accelerator, config.optim.steps)
+        self.step, self.bad_steps, self.best = 0, 0, -math.inf
+        self._resume() if resume else self._start()
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def train(self) -> Path:
+        """Runs to the last step; returns the run folder, with its report."""
+        config = self.config
+        if self.step == 0:
+            self.evaluate(config.evaluation.items)
+            self.save()
+        with self.log.progress(self.step):
+            while self.step < config.optim.steps:
+                self.step += 1
+                with self.clock("rollout"):
+                    trajectories = self.roll_out()
+                with self.clock("reward"):
+                    reward_metrics = score(
+                        trajectories, self.rewards, config.rewards, self.policy, config.abstain_on_error
+                    )
+                rewards = [trajectory.reward for trajectory in trajectories]
+                advantages, spread = group_advantages(rewards, group_rows(trajectories), config.advantage)
+                with self.clock("update"):
+                    update_metrics = self.update(trajectories, advantages)
+                self.log.step(self.step, reward_metrics, spread, update_metrics, trajectories)
+                last = self.step == config.optim.steps
+                if last or (config.evaluation.every and self.step % config.evaluation.every == 0):
+                    self.evaluate(config.evaluation.items if last else config.evaluation.during_items)
+                if last or self.step % config.checkpoint_every == 0:
+                    self.save()
+        return self.finish()
+
+    def roll_out(self) -> list[Trajectory]:
+        """This process's share of the step's items, G trajectories each."""
+        config, processes = self.config, self.accelerator.num_processes
+        indices = step_indices(len(self.items), config.optim.items_per_step, self.step - 1, config.seed)
+        items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
+        seeds = Seeds(config.seed, self.step)
+        return roll_out(
+            self.policy, self.scenario, items, config.scenario, seeds, chunk=config.optim.rollout_items or len(items)
+        )
+
+    def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
+        """The optimiser steps of one rollout; groups stay whole."""
+        groups = [
+            [
+                Sample(turn, advantage)
+                for row in rows
+                if (advantage := advantages[row]) is not None
+                for turn in trajectories[row].turns
+            ]
+            for rows in group_rows(trajectories).values()
+        ]
+        size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
+        rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
+        self.schedule.step()
+        return {name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]}
+
+    def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
+        """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss."""
+        metrics: Metrics = {"loss": 0.0, "skipped_step": 0.0, "constant_step": 0.0}
+        before: list[Tensor] = []
+        for modality in MODALITIES:
+            samples = [s for group in groups for s in group if s.turn.action.modality == modality]
+            total = self._global_totals(totals([s.turn.action for s in samples]))
+            if not total.turns:
+                continue
+            sums: Metrics = {}
+            for chunk in self._micro_batches(groups, modality):
+                with self.accelerator.no_sync(self.model):
+                    loss, part = grpo(self._batch(chunk, modality, total), self.config.objective)
+                    self.accelerator.backward(loss)
+                metrics["loss"] += float(loss)
+                sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+            metrics |= {f"{modality}/{name}": value for name, value in _means(sums).items()}
+            if self.config.optim.modality_grad_norms:
+                metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
+        self._sum_gradients()
+        informative = self._any(s.advantage for group in groups for s in group) or self.config.objective.kl_beta > 0
+        return metrics | self._apply(informative)
+
+    def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
+        size = self.config.optim.micro_batch_items
+        for start in range(0, len(groups), size):
+            chunk = [s for g in groups[start : start + size] for s in g if s.turn.action.modality == modality]
+            if chunk:
+                yield chunk
+
+    def _batch(self, samples: Sequence[Sample], modality: Modality, total: Totals) -> TurnBatch:
+        contexts, actions = [s.turn.context for s in samples], [s.turn.action for s in samples]
+        reference = None
+        if self.config.objective.kl_beta:
+            with torch.no_grad(), self.policy.reference():
+                reference = pad_stack(self.policy(contexts, actions))
+        logp = pad_stack(self.model(contexts, actions))
+        mask = pad_stack([action.mask for action in actions]).to(logp.device)
+        return TurnBatch(
+            logp=logp,
+            old_logp=pad_stack([action.logp for action in actions]).to(logp.device),
+            reference_logp=reference,
+            advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
+            mask=mask,
+            weight=decision_weights(mask, modality, total, self.config.objective),
+        )
+
+    def _apply(self, informative: bool) -> Metrics:
+        """Clips and steps; a step whose gradient is not finite, or says nothing, changes no weight and is counted."""
+        optim = self.config.optim
+        norm = float(self.accelerator.clip_grad_norm_(self.trained, optim.max_grad_norm) or 0.0)
+        finite = math.isfinite(norm)
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+        if finite and informative:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.bad_steps >= optim.max_bad_steps:
+            raise RuntimeError(
+                f"step {self.step}: the gradient was not finite {self.bad_steps} times in a row; the last good state is "
+                f"in {self.run / 'checkpoints' / 'last'}: lower optim.learning_rate, then `unison train --resume`"
+            )
+        return {
+            "grad_norm": norm,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "skipped_step": float(not finite),
+            "constant_step": float(not informative),
+        }
+
+    # -- processes -----------------------------------------------------------------------------------------------
+
+    def _global_totals(self, own: Totals) -> Totals:
+        """Counts over all processes, so that every decision weighs the same wherever it is scored."""
+        counts = torch.tensor([own.turns, own.decisions], device=self.accelerator.device, dtype=torch.float64)
+        turns, decisions = self.accelerator.reduce(counts, "sum").tolist()  # type: ignore[union-attr]
+        return Totals(turns, decisions)
+
+    def _sum_gradients(self) -> None:
+        """Adds up the gradients of all processes: each holds its share of one global loss.
+
+        DDP's own hooks are not used, since text and image losses are separate backward passes over different weights.
+        """
+        if self.accelerator.num_processes > 1:
+            for parameter in self.trained:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(gradient, "sum")  # type: ignore[assignment]
+
+    def _any(self, values: Iterator[float]) -> bool:
+        own = torch.tensor(float(any(values)), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(own, "sum"))  # type: ignore[arg-type]
+
+    def _norm_since(self, before: list[Tensor]) -> tuple[float, list[Tensor]]:
+        """Norm of the gradient added since the copy `before`, and a copy of the present one."""
+        now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained]
+        added = [n - b for n, b in zip(now, before, strict=True)] if before else now
+        return float(torch.nn.utils.get_total_norm(added)), now
+
+    # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
+
+    def evaluate(self, count: int) -> Evaluation:
+        """Evaluates on the first `count` held-out items; exports the policy where it is the best so far."""
+        config = self.config
+        with self.clock("evaluation"):
+            items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
+            result = evaluate(self.policy, items, config.scenario, config.evaluation, self.step, self.run)
+        if self.accelerator.is_main_process:
+            result.save(self.run / "eval")
+            self.log.evaluation(self.step, result)
+            quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
+            if self.step and quality > self.best:
+                self.best = quality
+                checkpoint.export(self.policy, self.run, "best")
+        return result
+
+    def save(self) -> None:
+        with self.clock("checkpoint"):
+            counters = {"bad_steps": self.bad_steps, "best": self.best}
+            checkpoint.save_state(self.accelerator, self.run, self.step, counters)
+
+    def finish(self) -> Path:
+        if self.accelerator.is_main_process:
+            checkpoint.export(self.policy, self.run, "final")
+            self.log.close()
+            write_report(self.run)
+        self.accelerator.end_training()
+        return self.run
+
+    def _start(self) -> None:
+        if self.accelerator.is_main_process:
+            self.log.clear()
+            (self.run / "config.json").write_text(to_json(self.config))
+            (self.run / "environment.json").write_text(json.dumps(describe(), indent=2))
+        self.log.arithmetic(self.config, self.accelerator.num_processes)
+
+    def _resume(self) -> None:
+        state = checkpoint.load_state(self.accelerator, self.run)
+        self.step, self.bad_steps, self.best = int(state["step"]), int(state["bad_steps"]), state["best"]
+        if self.accelerator.is_main_process:
+            self.log.rewind(self.step)
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Adds the time spent inside to the step's timings."""
+        start = time.perf_counter()
+        yield
+        self.log.spent(phase, time.perf_counter() - start)
+
+
+def build_optimizer(
+    parameters: Sequence[Tensor], config: OptimConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW and its course of learning rates, one scheduler step per rollout."""
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    schedule = get_scheduler(name, optimizer, config.warmup_steps, config.steps)
+    return optimizer, schedule
+
+
+def _means(sums: Metrics) -> Metrics:
+    decisions = max(sums["decisions"], 1.0)
+    return {name: value / decisions for name, value in sums.items() if name != "decisions"}

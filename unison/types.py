@@ -1,0 +1,159 @@
+"""The nouns of Unison: every type that crosses a module boundary.
+
+Shape letters used throughout:
+
+    B  batch rows            G  group size (siblings of one item)
+    L  decisions of an action (tokens or denoising steps)
+    S  sequence positions    D  width    V  vocabulary or codebook    H  heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Modality = Literal["text", "image"]
+AnswerKind = Literal["multiple_choice", "open_ended"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an action is sampled, and therefore how it is scored."""
+
+    temperature: float = 1.0
+    """Softmax temperature of sampling and scoring."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale w in u + w (c - u); 1 turns it off."""
+    score_conditional: bool = False
+    """Score the conditional branch alone though guidance was used in sampling (the CoRL authors' code does)."""
+    max_tokens: int = 512
+    """Longest text reply in tokens; drawings have the length their model fixes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A discrete action: text, or the tokens of a drawing.
+
+    `order[l]` is the step at which position l was decided: 0..L-1 when autoregressive, the reveal round for masked
+    diffusion, whose canvas at round t is `where(order < t, ids, MASK)`.
+    """
+
+    modality: Modality
+    ids: Tensor  # [L] int64
+    order: Tensor  # [L] int64
+    logp: Tensor  # [L] float32, as sampled
+    mask: Tensor  # [L] bool, decisions that are trained
+    sampling: Sampling
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """A denoising path of a stochastic sampler with L steps.
+
+    `logp[s]` is the Gaussian transition log-density of step s averaged over latent dimensions, `mask[s]` is true where
+    noise was injected and the step is trained.
+    """
+
+    path: Tensor  # [L + 1, C, H, W]
+    sigmas: Tensor  # [L + 1]
+    logp: Tensor  # [L] float32, as sampled
+    mask: Tensor  # [L] bool
+    sampling: Sampling
+    modality: Modality = "image"
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+
+Action: TypeAlias = Tokens | Latents
+Part: TypeAlias = "str | Image | Tokens | Latents"
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the policy sees before it acts: text, images and earlier actions of the episode, in order.
+
+    Siblings of a group hold the *same* object, which is how the policy knows that it may compute it once.
+    """
+
+    parts: tuple[Part, ...]
+    unconditional: bool = False
+    """The prompt is hidden, as in the unconditional branch of guidance (for supervised training)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """One call of the policy: the unit of training."""
+
+    context: Context
+    action: Action
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One row of a data set. Fields a scenario does not need may be None."""
+
+    id: str
+    prompt: str | None = None
+    """What to draw."""
+    image: Image | None = None
+    """The real image that the question is about."""
+    question: str | None = None
+    answer: str | None = None
+    kind: AnswerKind = "open_ended"
+    task: str = "all"
+    """Category under which evaluation reports the item."""
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """The turns that answered one item once, with what each reward said of them (None: cannot judge)."""
+
+    item: Item
+    turns: tuple[Turn, ...]
+    texts: tuple[str, ...] = ()
+    """Decoded text actions, in order."""
+    images: tuple[Image, ...] = ()
+    """Decoded image actions, in order."""
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+    """Weighted sum of `rewards`, set by the scorer."""
+
+
+Metrics: TypeAlias = dict[str, float]
+RewardFn: TypeAlias = Callable[..., list[float | None]]  # (trajectories, policy)
+
+
+@dataclass(frozen=True, eq=False)
+class TurnBatch:
+    """Turns of one modality, padded to the longest action, as an objective sees them."""
+
+    logp: Tensor  # [B, L] of the policy being trained; carries the gradient
+    old_logp: Tensor  # [B, L] of the policy that sampled
+    reference_logp: Tensor | None  # [B, L] of the frozen reference
+    advantage: Tensor  # [B]
+    mask: Tensor  # [B, L] bool
+    weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked
+
+
+def pad_stack(rows: Sequence[Tensor], value: float = 0) -> Tensor:
+    """Stacks 1-D tensors of unequal length, padded on the right. [B, L]"""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def group_rows(trajectories: Sequence[Trajectory]) -> Mapping[str, list[int]]:
+    """Row numbers of each item's siblings, keyed by item id."""
+    groups: dict[str, list[int]] = {}
+    for row, trajectory in enumerate(trajectories):
+        groups.setdefault(trajectory.item.id, []).append(row)
+    return groups

@@ -1,0 +1,339 @@
+"""Pretraining of the bundled tiny models, from scratch, on scenes of the training split.
+
+The corpus imitates what large models are pretrained on: a share of its captions belong to another picture, a share of
+its answers are wrong, and only a share of its replies think in the requested format. The model learns to draw and to
+answer and picks up these habits too, which is the room that reinforcement learning works in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusProcessor,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
+from unison.data import WorldItems
+from unison.evaluate import evaluate
+from unison.policies.base import Policy
+from unison.policies.janus import Janus
+from unison.types import Context, Sampling
+from unison.world import scene as scenes
+from unison.world.pretrain_vq import ImageTokenizerConfig, judge_agreement, train_image_tokenizer
+from unison.world.render import CELL, SIZE, render
+
+SUFFIX = "Reason inside <think> </think>, then answer in 1 to 3 words or an option letter inside <answer> </answer>."
+GUIDANCE = 2.0  # classifier-free guidance of the tiny models
+PATCH = CELL // 2  # pixels a visual token spans
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """How clean the pretraining corpus is."""
+
+    wrong_captions: float = 0.3
+    """Share of drawing prompts that belong to another scene of the same task."""
+    wrong_answers: float = 0.25
+    """Share of answers replaced by a wrong option."""
+    formatted: float = 0.6
+    """Share of replies with think and answer tags; the others are the bare answer."""
+    dropped: float = 0.1
+    """Share of drawing prompts replaced by the unconditional prompt (for guidance)."""
+    multiple_choice: float = 0.4
+    """Share of questions with lettered options."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """How the language model is trained."""
+
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 48
+    """Drawings a step, and answers a step."""
+    learning_rate: float = 1.5e-3
+    """Peak AdamW learning rate (one-cycle cosine)."""
+    snapshot_every: int = 500
+    """Steps between evaluations on held-out items, each with a saved checkpoint."""
+    seed: int = 0
+    """Seed of weights, corpus and order."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining of a bundled model from scratch."""
+
+    out: Path = Path("runs/pretrain-janus")
+    """Folder of the checkpoint and of pretrain.jsonl."""
+    tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
+    """The image tokenizer."""
+    language: LanguageConfig = LanguageConfig()
+    """The language model."""
+    corpus: CorpusConfig = CorpusConfig()
+    """The pretraining corpus."""
+
+
+# -- the corpus ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A supervised example: a context and what the model should write or draw."""
+
+    context: Context
+    target: object  # str or PIL image
+
+
+def drawing_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A prompt and a picture, which do not always belong together."""
+    task = rng.choice(scenes.TASKS)
+    description, scene = scenes.sample(rng, task, "train")
+    if rng.random() < config.wrong_captions:
+        description, _ = scenes.sample(rng, task, "train")
+    dropped = rng.random() < config.dropped
+    return Pair(Context((description.prompt,), unconditional=dropped), render(scene))
+
+
+def answer_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A picture, a question and a reply, which is not always right or in the requested format."""
+    description, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
+    question = scenes.ask(rng, description, scene)
+    answer = question.answer
+    if rng.random() < config.wrong_answers:
+        answer = rng.choice([option for option in question.options if option != answer])
+    text = question.text
+    if rng.random() < config.multiple_choice:
+        text, answer = question.multiple_choice(), "ABCD"[question.options.index(answer)]
+    reply = answer
+    if rng.random() < config.formatted:
+        reply = f"<think> {scenes.caption(scene)} </think><answer> {answer} </answer>"
+    return Pair(Context((render(scene), f"{text} {SUFFIX}")), reply)
+
+
+def corpus_texts(config: CorpusConfig, count: int = 4000) -> Iterator[str]:
+    """Texts of every kind that the model reads or writes, for the tokenizer."""
+    rng = random.Random(0)
+    for _ in range(count):
+        yield str(drawing_pair(rng, config).context.parts[0])
+        pair = answer_pair(rng, config)
+        yield f"{pair.context.parts[1]} {pair.target}"
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with Janus's special tokens; tags are tokens of their own."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special = {
+        "bos_token": "<｜begin▁of▁sentence｜>",
+        "eos_token": "<｜end▁of▁sentence｜>",
+        "pad_token": "<｜▁pad▁｜>",
+    }
+    marks = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=448,
+        special_tokens=[*special.values(), *marks.values(), "<|User|>", "<|Assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus_texts(config), trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
+    bos = special["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **special, extra_special_tokens=marks, padding_side="left", model_max_length=2048
+    )
+
+
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{{- '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' -}}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{{- '<image_placeholder>' -}}{{- '\\n' if not loop.last else '' -}}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{{- '\\n\\n' if message['role'] == 'user' else '<｜end▁of▁sentence｜>' -}}
+{%- endfor -%}
+{{- '<|Assistant|>:' if add_generation_prompt else '' -}}
+"""
+
+
+def build_processor(config: CorpusConfig) -> JanusProcessor:
+    """The real processor at the world's picture size."""
+    images = JanusImageProcessorPil(
+        size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=CELL
+    )
+    tokens = (SIZE // PATCH) ** 2
+    return JanusProcessor(images, build_tokenizer(config), chat_template=CHAT_TEMPLATE, num_image_tokens=tokens)
+
+
+def build_janus(processor: JanusProcessor, width: int = 192, layers: int = 5) -> JanusForConditionalGeneration:
+    """The real class at toy size, randomly initialised."""
+    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    side = SIZE // PATCH
+    text = LlamaConfig(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        intermediate_size=width * 8 // 3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = JanusVisionConfig(
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=SIZE,
+        patch_size=PATCH,
+        num_image_tokens=side**2,
+        projection_dim=width,
+        depth=2,
+    )
+    drawing = JanusVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=512,
+        latent_channels=64,
+        base_channels=32,
+        channel_multiplier=[1, 1, 1, 2],
+        num_res_blocks=1,
+        num_patches=side,
+        projection_dim=width,
+        image_token_embed_dim=width,
+    )
+    config = JanusConfig(
+        text_config=text,
+        vision_config=vision,
+        vq_config=drawing,
+        image_token_id=tokenizer.image_token_id,
+        tie_word_embeddings=False,
+    )
+    network = JanusForConditionalGeneration(config)
+    network.generation_config.update(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        guidance_scale=2,
+    )
+    network.generation_config.generation_kwargs = {"boi_token_id": tokenizer.boi_token_id}  # `update` drops new names
+    return network
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def train_language(
+    policy: Policy, config: LanguageConfig, corpus: CorpusConfig, log: Log, snapshot: Callable[[int], None]
+) -> None:
+    """Supervised training on drawing and answering in equal parts; `snapshot(step)` is called now and then."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05, final_div_factor=100
+    )
+    rng = random.Random(config.seed)
+    for step in track(range(config.steps), "language model"):
+        losses = {}
+        for name, make in (("draw", drawing_pair), ("answer", answer_pair)):
+            pairs = [make(rng, corpus) for _ in range(config.batch_size)]
+            losses[name] = policy.nll([p.context for p in pairs], [p.target for p in pairs]).mean()  # type: ignore[misc]
+        optimizer.zero_grad()
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 0 or step == config.steps - 1:
+            log({"stage": "language", "step": step, "grad_norm": norm.item()} | {k: v.item() for k, v in losses.items()})
+        if (step + 1) % config.snapshot_every == 0 or step == config.steps - 1:
+            snapshot(step + 1)
+
+
+class Log:
+    """Appends timed lines to pretrain.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.start = path, time.monotonic()
+
+    def __call__(self, line: dict[str, object]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"seconds": round(time.monotonic() - self.start), **line}) + "\n")
+
+
+def image_tokenizer(config: PretrainConfig, shape: JanusVQVAEConfig, log: Log) -> dict[str, torch.Tensor]:
+    """Weights of the trained image tokenizer, from the folder of an earlier run where it was finished."""
+    finished = config.out / "image_tokenizer.safetensors"
+    if not finished.exists():
+        torch.manual_seed(config.tokenizer.seed)
+        vq = JanusVQVAE(shape)
+        train_image_tokenizer(vq, config.tokenizer, log)
+        save_file(vq.state_dict(), finished)
+    return load_file(finished)
+
+
+def pretrain_janus(config: PretrainConfig) -> Path:
+    """Builds and trains the tiny Janus; returns its checkpoint folder, in plain `transformers` format (bfloat16)."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    log = Log(config.out / "pretrain.jsonl")
+    torch.manual_seed(config.language.seed)
+    processor = build_processor(config.corpus)
+    network = build_janus(processor)
+    vq = network.model.vqmodel
+    vq.load_state_dict(image_tokenizer(config, vq.config, log))
+    log({"stage": "image tokenizer", "judge_agreement": judge_agreement(vq)})
+    policy = Janus(network, processor, PolicyConfig(str(config.out), frozen=("vqmodel",), compute_dtype="bfloat16"))
+
+    def snapshot(step: int) -> None:
+        log({"stage": "held-out", "step": step, **held_out(policy)})
+        save_small(policy, config.out / "model")
+
+    train_language(policy, config.language, config.corpus, log, snapshot)
+    return config.out / "model"
+
+
+def held_out(policy: Policy, items: int = 240) -> dict[str, object]:
+    """Figures of the model on held-out items, with the sampling of the tiny recipes."""
+    suite = WorldItems("eval", "mixed", SUFFIX, seed=0, size=items)
+    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=Sampling(guidance=GUIDANCE))
+    result = evaluate(policy, [suite[i] for i in range(items)], scenario, EvalConfig(items=items))
+    return {name: str(estimate) for name, estimate in result.figures().items()}
+
+
+def save_small(policy: Policy, folder: Path) -> None:
+    """Saves the model in bfloat16, which halves the package."""
+    small = copy.deepcopy(policy)
+    small.network.to(torch.bfloat16)
+    small.save(folder)
