@@ -38,7 +38,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_janus() -> tuple[JanusForConditionalGeneration, JanusProcessor]:
-    """The real Janus at toy size, random but sharp: its weights are large enough that every part of a context matters."""
+    """The real Janus at toy size, random, with weights so large that every part of a context matters."""
     import torch
 
     from unison.world.pretrain import CorpusConfig, build_janus, build_processor

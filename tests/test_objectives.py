@@ -231,7 +231,7 @@ def test_what_is_masked_has_no_influence(rubbish: float) -> None:
     results = [grpo(x, config) for x in (b, poisoned)]
     assert results[0][1] == pytest.approx(results[1][1])
     gradients = [torch.autograd.grad(loss, x.logp)[0] for (loss, _), x in zip(results, (b, poisoned), strict=True)]
-    assert torch.allclose(*gradients)
+    assert torch.allclose(gradients[0], gradients[1])
 
 
 def test_metrics_are_sums_over_decisions() -> None:
@@ -249,7 +249,7 @@ def test_metrics_are_sums_over_decisions() -> None:
 
 def trl_loss(b: TurnBatch, config: GRPOConfig, loss_type: str) -> Tensor:
     """`GRPOTrainer._compute_loss` itself on given log-probabilities; only what computes those is replaced."""
-    from trl import GRPOTrainer
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (b.logp, torch.zeros_like(b.logp), None),
@@ -333,7 +333,7 @@ def test_micro_batches_add_up_to_the_whole(aggregation: Any, size: int) -> None:
     total = torch.stack([loss for loss, _ in parts]).sum()
     assert torch.allclose(total, whole, atol=1e-6)
     gradients = [torch.autograd.grad(loss, b.logp, retain_graph=True)[0] for loss in (total, whole)]
-    assert torch.allclose(*gradients, atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
     for name, value in metrics.items():
         assert sum(m[name] for _, m in parts) == pytest.approx(value)
 

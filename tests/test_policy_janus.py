@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -278,7 +278,8 @@ def plain_drawing_logp(policy: Janus, prompt: Tensor, drawing: Tokens) -> Tensor
 def processed(policy: Janus, texts: Sequence[str], images: Sequence[Image.Image] = (), mode: str = "text") -> Any:
     chats = [f"<|User|>: {text}\n\n<|Assistant|>:" for text in texts]
     pictures = {"images": list(images)} if images else {}
-    return policy.processor(text=chats, generation_mode=mode, padding=True, return_tensors="pt", **pictures)
+    processor: Any = policy.processor
+    return processor(text=chats, generation_mode=mode, padding=True, return_tensors="pt", **pictures)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -461,7 +462,7 @@ def test_decoding_keeps_the_order_of_texts_and_pictures(policy: Janus) -> None:
 def test_a_drawing_decodes_to_the_image_tokenizers_picture(policy: Janus) -> None:
     drawing = own_drawing(policy)
     assert isinstance(drawing, Tokens)
-    pixels = policy.network.model.vqmodel.decode(drawing.ids[None])[0]
+    pixels = policy.network.model.vqmodel.decode(cast(Any, drawing.ids[None]))[0]
     expected = ((pixels + 1) / 2 * 255).clamp(0, 255).permute(1, 2, 0)
     shown = torch.tensor(np.asarray(policy.decode([drawing])[0]))
     assert (shown - expected).abs().max() <= 1.01
@@ -481,7 +482,7 @@ def test_text_nll_equals_the_cross_entropy_of_transformers(policy: Janus) -> Non
 def test_drawing_nll_equals_the_cross_entropy_by_hand(policy: Janus) -> None:
     network = policy.network
     pixels = policy.processor.image_processor(OTHER, return_tensors="pt")["pixel_values"]
-    target = network.model.vqmodel.encode(pixels).image_tokens.flatten()
+    target = cast(Tensor, network.model.vqmodel.encode(pixels).image_tokens).flatten()
     prompt = processed(policy, [SHORT], mode="image")["input_ids"]
     words = network.get_input_embeddings()(prompt)
     marks = network.prepare_embeddings_for_image_generation(target[None])
@@ -544,6 +545,7 @@ def test_the_trained_weights_still_train_after_the_reference_was_used(make_polic
     policy = make_policy(frozen=("vision_model", "vqmodel"))
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.01)
     policy.keep_reference()
+    anchor = torch.tensor(0.0)
     for _ in range(2):
         with torch.no_grad(), policy.reference():
             anchor = policy.nll([Context((SHORT,))], ["four"])
@@ -620,18 +622,18 @@ def test_bfloat16_matrix_products_run_and_train(make_policy: Callable[..., Janus
 # -- checkpoints --------------------------------------------------------------------------------------------------
 
 
-def damaged(checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None]) -> PolicyConfig:
+def damaged(checkpoint: Path, tmp_path: Path, damage: Callable[[Path], object]) -> PolicyConfig:
     folder = tmp_path / "damaged"
     shutil.copytree(checkpoint, folder)
     damage(folder)
     return PolicyConfig(str(folder))
 
 
-def remove(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+def remove(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         values = json.loads((folder / name).read_text())
         change(values)
@@ -640,7 +642,7 @@ def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callab
     return damage
 
 
-def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         change(weights)
@@ -654,12 +656,12 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing folder": (shutil.rmtree, "no such folder"),
     "no config.json": (remove("config.json"), "no config.json"),
-    "broken config.json": (lambda f: (f / "config.json").write_text("{") and None, "cannot read its config.json"),
+    "broken config.json": (lambda f: (f / "config.json").write_text("{"), "cannot read its config.json"),
     "config.json not an object": (
-        lambda f: (f / "config.json").write_text("[]") and None,
+        lambda f: (f / "config.json").write_text("[]"),
         "cannot read its config.json",
     ),
     "other family": (
@@ -713,8 +715,8 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(
         expected = policy.network(**inputs).logits
         policy.save(tmp_path)
         assert torch.equal(policy.network(**inputs).logits, expected)  # saving leaves the policy as it is
-        network, info = JanusForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-        processor = JanusProcessor.from_pretrained(tmp_path)
+        network, info = cast(Any, JanusForConditionalGeneration).from_pretrained(tmp_path, output_loading_info=True)
+        processor: Any = JanusProcessor.from_pretrained(tmp_path)
         again = processor(
             text=f"<|User|>: <image_placeholder>\n{SHORT}\n\n<|Assistant|>:", images=PICTURE, return_tensors="pt"
         )

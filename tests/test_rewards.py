@@ -34,7 +34,7 @@ def test_every_named_reward_loads() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_and_all_choices() -> None:
-    with pytest.raises(ValueError, match="'acuracy' is unknown; did you mean 'accuracy'.*choices: accuracy, format"):
+    with pytest.raises(ValueError, match=r"'acuracy' is unknown; did you mean 'accuracy'.*choices: accuracy, format"):
         load_rewards(["format", "acuracy"])
     with pytest.raises(ValueError, match="'zzz' is unknown; choices: accuracy"):
         load_rewards(["zzz"])
@@ -107,7 +107,7 @@ FAILURES: dict[str, tuple[RewardFn, type[Exception], str]] = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failing_reward_stops_the_run_with_its_name(name: str) -> None:
     reward, cause, message = FAILURES[name]
-    with pytest.raises(RuntimeError, match="reward 'broken' failed.*--abstain-on-error broken") as caught:
+    with pytest.raises(RuntimeError, match=r"reward 'broken' failed.*--abstain-on-error broken") as caught:
         score(trajectories(), {"fine": gives(1.0, 1.0, 1.0), "broken": reward}, {"fine": 1.0, "broken": 1.0})
     assert message in str(caught.value)
     assert isinstance(caught.value.__cause__, cause)
@@ -157,7 +157,7 @@ def test_the_last_drawing_is_judged() -> None:
 
 
 def test_a_foreign_prompt_stops_the_run() -> None:
-    with pytest.raises(RuntimeError, match="reward 'world' failed.*'a photo of a cat' is not a sentence of the world"):
+    with pytest.raises(RuntimeError, match=r"reward 'world' failed.*'a photo of a cat' is not a sentence of the world"):
         score([drawn("a photo of a cat", (RED,))], {"world": world}, {"world": 1.0})
 
 

@@ -181,5 +181,5 @@ def test_a_policy_that_lacks_a_verb_is_refused(policy: Policy, name: str) -> Non
 
 def test_an_unknown_scenario_is_refused_with_the_nearest_and_all_choices() -> None:
     assert find("t2i") is SCENARIOS["t2i"]
-    with pytest.raises(ValueError, match="scenario.name = 'unfied' is unknown; did you mean 'unified'.*choices: t2i"):
+    with pytest.raises(ValueError, match=r"scenario\.name = 'unfied' is unknown; did you mean 'unified'.*choices: t2i"):
         find("unfied")

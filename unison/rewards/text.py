@@ -46,7 +46,8 @@ def is_right(reply: str, item: Item) -> bool:
     letter = named[0] if named and bare not in options else bare[:1]
     text = options.get(letter, "")
     accepted = {letter, text, *(f"{mark} {text}" for mark in (letter, f"{letter}.", f"{letter}:", f"{letter})"))}
-    return normalise(given.strip("()")) in {normalise(a) for a in accepted if a} or given.strip("().: ").upper() == letter
+    right = {normalise(a) for a in accepted if a}
+    return normalise(given.strip("()")) in right or given.strip("().: ").upper() == letter
 
 
 def _first_line(option: str) -> str:
