@@ -48,13 +48,12 @@ class Drawing:
 PUBLISHED = Drawing(side=24, codes=16384)
 
 
-def build_policy(shape: JanusShape = MEASURED, drawing: Drawing = PUBLISHED, **fields: str) -> Janus:
+def build_policy(shape: JanusShape = MEASURED, drawing: Drawing = PUBLISHED) -> Janus:
     """A policy with random weights.
 
     Args:
         shape: the widths.
         drawing: the token pattern.
-        fields: of PolicyConfig.
     """
     torch.manual_seed(0)
     processor = build_processor(drawing)
@@ -62,7 +61,7 @@ def build_policy(shape: JanusShape = MEASURED, drawing: Drawing = PUBLISHED, **f
     config.image_token_id = processor.tokenizer.image_token_id  # type: ignore[attr-defined]
     network = JanusForConditionalGeneration(config).eval()
     _speak(network, processor)
-    return Janus(network, processor, PolicyConfig("random", frozen=("vqmodel",), **fields))  # type: ignore[arg-type]
+    return Janus(network, processor, PolicyConfig("random", frozen=("vqmodel",)))
 
 
 def build_processor(drawing: Drawing) -> JanusProcessor:

@@ -142,7 +142,7 @@ SQUARE = Object("square", "black", 1, 2)
 
 def test_the_world_reward_orders_right_above_partly_right_above_wrong() -> None:
     prompt = "a red circle and a black square"
-    right, partly, wrong = ((RED, SQUARE), (BLUE, SQUARE), (Object("ring", "green", 2, 2),))
+    right, partly, wrong = ((RED, SQUARE), (BLUE, SQUARE), (Object("triangle", "green", 2, 2),))
     scores = world([drawn(prompt, scene) for scene in (right, partly, wrong)], None)
     assert scores[0] == 1.0
     assert 0 <= scores[2] < scores[1] < 1  # type: ignore[operator]

@@ -74,7 +74,7 @@ def test_parsing_forgives_case_spaces_and_a_full_stop():
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "a cat", "red circle", "five circles", "a pink ring", "a ring and", "a big red ring"]
+    "prompt", ["", "a cat", "red circle", "five circles", "a pink triangle", "a triangle and", "a big red triangle"]
 )
 def test_a_sentence_outside_the_grammar_is_an_error(prompt: str):
     with pytest.raises(ValueError, match=r"is not a sentence of the world.*red, orange.*circle, square"):
@@ -225,50 +225,50 @@ def test_the_judge_reads_enlarged_pictures():
 
 
 def test_partial_credit_grows_with_what_is_right():
-    ring, circle = Object("ring", "red", 0, 0), Object("circle", "blue", 0, 2)
-    prompt = "a red ring and a blue circle"
+    triangle, circle = Object("triangle", "red", 0, 0), Object("circle", "blue", 0, 2)
+    prompt = "a red triangle and a blue circle"
     nothing = one(prompt).score
-    half = one(prompt, ring).score
-    shape = one(prompt, ring, Object("circle", "green", 0, 2)).score
-    extra = one(prompt, ring, circle, Object("cross", "red", 2, 2)).score
-    right = one(prompt, ring, circle).score
+    half = one(prompt, triangle).score
+    shape = one(prompt, triangle, Object("circle", "green", 0, 2)).score
+    extra = one(prompt, triangle, circle, Object("cross", "red", 2, 2)).score
+    right = one(prompt, triangle, circle).score
     assert 0 <= nothing < half < shape < extra < right == 1
 
 
 def test_partial_credit_grows_as_the_count_comes_closer():
     scores = [
-        one("four rings", *[Object("ring", "red", *divmod(i, 3)) for i in range(n)]).score for n in range(6)
+        one("four triangles", *[Object("triangle", "red", *divmod(i, 3)) for i in range(n)]).score for n in range(6)
     ]
     assert scores[:5] == sorted(set(scores[:5]))
     assert scores[5] < scores[4] == 1
 
 
 def test_a_wrong_relation_keeps_the_credit_of_the_objects():
-    left, right = Object("ring", "red", 1, 0), Object("cross", "red", 1, 2)
-    swapped = one("a cross left of a ring", left, right)
-    assert one("a ring left of a cross", left, right).correct
+    left, right = Object("triangle", "red", 1, 0), Object("cross", "red", 1, 2)
+    swapped = one("a cross left of a triangle", left, right)
+    assert one("a triangle left of a cross", left, right).correct
     assert not swapped.correct
-    assert one("a cross left of a ring", left).score < swapped.score < 1
+    assert one("a cross left of a triangle", left).score < swapped.score < 1
 
 
 @pytest.mark.parametrize(
     ("prompt", "objects", "reason"),
     [
-        ("a red ring", [("ring", "red", 0, 0)], "as asked"),
-        ("a red ring", [("ring", "blue", 0, 0)], "ring is blue, expected red"),
-        ("three rings", [("ring", "blue", 0, 0)], "1 ring, expected 3"),
-        ("a ring", [("ring", "red", 0, 0), ("cross", "blue", 2, 2)], "extra: blue cross"),
+        ("a red triangle", [("triangle", "red", 0, 0)], "as asked"),
+        ("a red triangle", [("triangle", "blue", 0, 0)], "triangle is blue, expected red"),
+        ("three triangles", [("triangle", "blue", 0, 0)], "1 triangle, expected 3"),
+        ("a triangle", [("triangle", "red", 0, 0), ("cross", "blue", 2, 2)], "extra: blue cross"),
         (
-            "a ring above a cross",
-            [("ring", "red", 0, 0), ("cross", "red", 0, 2)],
-            "ring is left of, expected above",
+            "a triangle above a cross",
+            [("triangle", "red", 0, 0), ("cross", "red", 0, 2)],
+            "triangle is left of, expected above",
         ),
         (
-            "a ring above a cross",
-            [("ring", "red", 0, 0), ("cross", "red", 2, 2)],
-            "ring is on a diagonal, expected above",
+            "a triangle above a cross",
+            [("triangle", "red", 0, 0), ("cross", "red", 2, 2)],
+            "triangle is on a diagonal, expected above",
         ),
-        ("a ring above a cross", [("ring", "red", 0, 0)], "0 cross, expected 1; nothing is above anything"),
+        ("a triangle above a cross", [("triangle", "red", 0, 0)], "0 cross, expected 1; nothing is above anything"),
     ],
 )
 def test_the_verdict_says_what_is_wrong(prompt: str, objects: list[tuple], reason: str):

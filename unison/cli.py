@@ -308,6 +308,7 @@ def main() -> None:
     try:
         if words[0] not in VERBS:
             raise ValueError(f"unknown verb {words[0]!r}; choices: {', '.join(VERBS)}")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         VERBS[words[0]](words[1:])
     except ValueError as error:
         if os.environ.get("UNISON_DEBUG"):

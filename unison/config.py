@@ -27,7 +27,7 @@ class PolicyConfig:
     lora_targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     """Regular expression of module names that get adapters."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of frozen and rollout weights; trained weights stay in float32."""
+    """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
 
@@ -45,7 +45,7 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the data set for each field of an item; the CoRL names are the default."""
     question_suffix: str = ""
-    """Text appended to every question, such as the request for a format."""
+    """Text appended to every question on a line of its own, such as the request for a format."""
     skip_bad_rows: bool = False
     """Count and skip rows that cannot be read instead of stopping."""
 

@@ -301,7 +301,7 @@ def unwrap_answer(text: str) -> str:
 
 
 def _join(question: str, suffix: str) -> str:
-    return f"{question} {suffix}" if suffix else question
+    return f"{question}\n{suffix}" if suffix else question
 
 
 def _check_index(index: int, size: int) -> None:

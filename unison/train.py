@@ -119,7 +119,8 @@ class Trainer:
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
         rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
-        self.schedule.step()
+        if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
+            self.schedule.step()
         return {name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]}
 
     def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
@@ -136,7 +137,7 @@ class Trainer:
                 with self.accelerator.no_sync(self.model):
                     loss, part = grpo(self._batch(chunk, modality, total), self.config.objective)
                     self.accelerator.backward(loss)
-                metrics["loss"] += float(loss)
+                metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             metrics |= {f"{modality}/{name}": value for name, value in _means(sums).items()}
             if self.config.optim.modality_grad_norms:

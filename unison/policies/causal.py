@@ -7,8 +7,10 @@ all given tokens through in one pass. The two see the same numbers, so replayed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,18 +148,19 @@ def sample(
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    for t in range(u.shape[1]):
-        if t:
-            mask = visible[:, None, None, : prefix_size + t]
-            embeds = embed(rows.repeat(ids[-1]))[:, None]
-            hidden = _pass(network, embeds, mask, done.lengths[branches, None] + t - 1, done.cache)[:, -1]
-        chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
-        ids.append(chosen)
-        logps.append(logp)
-        if stop is not None:
-            running &= chosen != stop
-            if not running.any():
-                break
+    with packed(network, head):
+        for t in range(u.shape[1]):
+            if t:
+                mask = visible[:, None, None, : prefix_size + t]
+                embeds = rows.repeat(embed(ids[-1]))[:, None]
+                hidden = _pass(network, embeds, mask, done.lengths[branches, None] + t - 1, done.cache)[:, -1]
+            chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
+            ids.append(chosen)
+            logps.append(logp)
+            if stop is not None:
+                running &= chosen != stop
+                if not running.any():
+                    break
     return torch.stack(ids, 1), torch.stack(logps, 1)
 
 
@@ -221,5 +224,52 @@ def continuation_states(
     own = (at[:, None] >= at).expand(len(branches), -1, -1)
     before = done.visible[branches, None].expand(-1, length, -1)
     positions = done.lengths[branches, None] + at
-    later = _pass(network, embed(rows.repeat(ids[:, :-1])), torch.cat([before, own], -1)[:, None], positions, done.cache)
+    embeds = rows.repeat(embed(ids[:, :-1]))
+    later = _pass(network, embeds, torch.cat([before, own], -1)[:, None], positions, done.cache)
     return torch.cat([first, later], 1)
+
+
+# -- faster rows on the CPU ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def packed(*parts: object) -> Iterator[None]:
+    """Inside it the linear layers of the given modules keep a copy of their weights in the layout that oneDNN computes
+    with: the same products up to rounding, in about half the time when rows are few. Does nothing off the CPU.
+
+    PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but
+    not on the one position a row of sampling.
+    """
+    linears = {m for part in parts if isinstance(part, nn.Module) for m in part.modules() if _packable(m)}
+    for linear in linears:
+        # an attribute of the instance hides the method of its class until it is deleted
+        linear.forward = partial(_packed_linear, _packed_weight(linear), linear.bias)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            del linear.forward
+
+
+def _packable(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Linear  # not a subclass, whose forward may mean more
+        and "forward" not in vars(module)  # nor one that another library has wrapped
+        and module.weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and (kind := _kind(module)) in (torch.float32, torch.bfloat16)
+        and (kind is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _kind(linear: nn.Linear) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else linear.weight.dtype
+
+
+def _packed_weight(linear: nn.Linear) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(_kind(linear)))
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    bias = None if bias is None else bias.to(weight.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, bias, "none", [], "")

@@ -51,7 +51,6 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
-        self.decoder = network.model.language_model
         self.drawing_tokens = network.config.vq_config.num_patches**2
 
     @classmethod
@@ -86,7 +85,7 @@ class Janus(Policy):
             prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
             u = uniforms(seeds, length, self.device)
             ids, logp = causal.sample(
-                self.decoder, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
+                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
             )
         return [_action(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
@@ -107,7 +106,7 @@ class Janus(Policy):
         with self.autocast():
             prefixes, rows = self._prefixes(contexts, modality, guided)
             logp = causal.score(
-                self.decoder, prefixes, rows, *self._embed_and_head(modality), sampling, ids, mask.to(self.device)
+                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, ids, mask.to(self.device)
             )
         return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
 
@@ -173,6 +172,8 @@ class Janus(Policy):
         """The context in the checkpoint's own chat template, ready for a reply."""
         messages: list[dict[str, Any]] = []
         for part in context.parts:
+            if isinstance(part, str) and (self.tokenizer.image_token in part or REPLY in part):
+                raise ValueError(f"text {part!r} holds {self.tokenizer.image_token!r}: give images as parts of the context")
             role = "assistant" if _is_reply(part) else "user"
             if not messages or messages[-1]["role"] != role:
                 messages.append({"role": role, "content": []})

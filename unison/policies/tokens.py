@@ -6,6 +6,7 @@ and its context alone: not on the batch it sits in, nor on the global generator.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from unison.types import Sampling
 
-LOGITS_PER_CHUNK = 1 << 22  # logits held at once while scoring (16 MB in float32)
+# Logits held at once while scoring (36 MB in float32). Not fewer: glibc gives a freed block of 32 MiB or more back to
+# the system, but smaller ones leave gaps in its heap, which over the chunks of a long score add up to gigabytes.
+LOGITS_PER_CHUNK = 9_000_000
 
 
 def uniforms(seeds: Sequence[int], length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -25,10 +28,12 @@ def uniforms(seeds: Sequence[int], length: int, device: torch.device | str = "cp
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance of logits, u + w (c - u) (Ho and Salimans 2022)."""
-    return unconditional + scale * (conditional - unconditional)
+    return torch.lerp(unconditional, conditional, scale)
 
 
-def step(logits: Tensor, temperature: float, u: Tensor | None = None, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def step(
+    logits: Tensor, temperature: float, u: Tensor | None = None, ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """One categorical decision per row: drawn with the uniform numbers `u`, or scored where `ids` are given.
 
     Args:
@@ -56,7 +61,11 @@ def step(logits: Tensor, temperature: float, u: Tensor | None = None, ids: Tenso
 
 
 def score(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, sampling: Sampling, unconditional: Tensor | None = None
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    ids: Tensor,
+    sampling: Sampling,
+    unconditional: Tensor | None = None,
 ) -> Tensor:
     """Log-probabilities of given tokens from hidden states, never holding more than a chunk of logits.
 
@@ -80,11 +89,9 @@ def score(
         return step(logits, sampling.temperature, ids=chunk_ids)[1]
 
     rows = max(1, LOGITS_PER_CHUNK // _vocabulary(head, hidden))
-    parts = []
-    for start in range(0, len(hidden), rows):
-        chunk = slice(start, start + rows)
-        h_u = None if unconditional is None else unconditional[chunk]
-        parts.append(checkpoint(of_chunk, hidden[chunk], ids[chunk], h_u, use_reentrant=False))
+    states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
+    chunks = zip(hidden.split(rows), ids.split(rows), states_u, strict=False)
+    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(parts)
 
 

@@ -14,6 +14,7 @@ from unison.config import (
     ScenarioConfig,
 )
 from unison.types import Sampling
+from unison.world.scene import REPLY_FORMAT
 
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
 """CoRL trains the language model alone: vision encoder, VQ model, both aligners, generation head and embeddings stay."""
@@ -34,13 +35,7 @@ def tiny() -> RunConfig:
     return RunConfig(
         recipe="corl/tiny",
         policy=PolicyConfig("assets/tiny-janus", frozen=LANGUAGE_MODEL_ONLY),
-        data=DataConfig(
-            questions="mixed",
-            question_suffix=(
-                "Reason inside <think> </think>, then answer in 1 to 3 words or an option letter inside "
-                "<answer> </answer>."
-            ),
-        ),
+        data=DataConfig(questions="mixed", question_suffix=REPLY_FORMAT),
         scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=2.0)),
         rewards={"world": 1.0, "accuracy": 0.8, "format": 0.8},
         objective=GRPOConfig(),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from unison.types import Item, Trajectory
 
 FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+TAG = re.compile(r"</?(think|answer)>")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 OPTION = re.compile(r"\(?([A-Z])[.):]\s*(.+?)(?=\s+\(?[A-Z][.):]\s|$)", re.DOTALL)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -22,7 +23,7 @@ def parse_answer(reply: str) -> str:
 def is_formatted(reply: str) -> bool:
     """Whether the whole reply is a think block then an answer block, neither empty nor holding further tags."""
     found = FORMAT.fullmatch(reply)
-    return bool(found) and all(part.strip() and "<" not in part for part in found.groups())
+    return bool(found) and all(part.strip() and not TAG.search(part) for part in found.groups())
 
 
 def normalise(text: str) -> str:
@@ -52,7 +53,7 @@ def is_right(reply: str, item: Item) -> bool:
 
 def _first_line(option: str) -> str:
     """An option's text without what follows the list of options (such as a request for a format)."""
-    return re.split(r"\n|\s{2,}|(?<=\w)\s+Reason\b", option)[0].strip()
+    return option.split("\n")[0].strip()
 
 
 def accuracy(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:

@@ -41,7 +41,6 @@ from unison.world import scene as scenes
 from unison.world.pretrain_vq import ImageTokenizerConfig, judge_agreement, train_image_tokenizer
 from unison.world.render import CELL, SIZE, render
 
-SUFFIX = "Reason inside <think> </think>, then answer in 1 to 3 words or an option letter inside <answer> </answer>."
 GUIDANCE = 2.0  # classifier-free guidance of the tiny models
 PATCH = CELL // 2  # pixels a visual token spans
 
@@ -50,7 +49,7 @@ PATCH = CELL // 2  # pixels a visual token spans
 class CorpusConfig:
     """How clean the pretraining corpus is."""
 
-    wrong_captions: float = 0.3
+    wrong_captions: float = 0.25
     """Share of drawing prompts that belong to another scene of the same task."""
     wrong_answers: float = 0.25
     """Share of answers replaced by a wrong option."""
@@ -66,7 +65,7 @@ class CorpusConfig:
 class LanguageConfig:
     """How the language model is trained."""
 
-    steps: int = 2000
+    steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 48
     """Drawings a step, and answers a step."""
@@ -126,7 +125,7 @@ def answer_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     reply = answer
     if rng.random() < config.formatted:
         reply = f"<think> {scenes.caption(scene)} </think><answer> {answer} </answer>"
-    return Pair(Context((render(scene), f"{text} {SUFFIX}")), reply)
+    return Pair(Context((render(scene), f"{text}\n{scenes.REPLY_FORMAT}")), reply)
 
 
 def corpus_texts(config: CorpusConfig, count: int = 4000) -> Iterator[str]:
@@ -326,7 +325,7 @@ def pretrain_janus(config: PretrainConfig) -> Path:
 
 def held_out(policy: Policy, items: int = 240) -> dict[str, object]:
     """Figures of the model on held-out items, with the sampling of the tiny recipes."""
-    suite = WorldItems("eval", "mixed", SUFFIX, seed=0, size=items)
+    suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=items)
     scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=Sampling(guidance=GUIDANCE))
     result = evaluate(policy, [suite[i] for i in range(items)], scenario, EvalConfig(items=items))
     return {name: str(estimate) for name, estimate in result.figures().items()}

@@ -34,6 +34,8 @@ class ImageTokenizerConfig:
     """Iterations of spherical k-means for the codebook."""
     decoder_steps: int = 700
     """Steps of the decoder on quantised latents."""
+    latent_noise: float = 0.0
+    """Standard deviation of noise on the autoencoder's latents, which drives what matters apart."""
     batch_size: int = 64
     """Images a step."""
     learning_rate: float = 2e-3
@@ -56,7 +58,14 @@ def train_image_tokenizer(vq: JanusVQVAE, config: ImageTokenizerConfig, log: Log
     """Trains `vq` in place (see the module docstring); leaves it frozen in eval mode."""
     images = training_images(config.images, config.seed)
     everything = [vq.encoder, vq.quant_conv, vq.post_quant_conv, vq.decoder]
-    _fit(everything, lambda x: _decode(vq, _latents(vq, x)), images, config.autoencoder_steps, config, log, "autoencoder")
+    noise = torch.Generator().manual_seed(config.seed)
+
+    def autoencode(x: Tensor) -> Tensor:
+        latents = _latents(vq, x)
+        noisy = latents + config.latent_noise * torch.randn(latents.shape, generator=noise)
+        return _decode(vq, F.normalize(noisy, dim=1))
+
+    _fit(everything, autoencode, images, config.autoencoder_steps, config, log, "autoencoder")
     with torch.no_grad():
         codes = torch.cat([_latents(vq, _scale(batch)).permute(0, 2, 3, 1).reshape(-1, 8) for batch in images[:2400].split(128)])
         vq.quantize.embedding.weight.copy_(spherical_kmeans(codes, vq.config.num_embeddings, config))

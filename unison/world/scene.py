@@ -3,13 +3,15 @@
 A `Scene` is what is in a picture; a `Description` is what a prompt asks for. Many scenes satisfy one description.
 Both are symbolic: `render` turns a scene into pixels and `judge` turns pixels back into a scene.
 
-The split is by combination, so no evaluation scene can occur in training whatever the seeds are:
+The split is by combination, so no evaluation scene can occur in training whatever the seeds are. Held out are
 
-* one object: its (shape, colour) pair is held out;
-* several objects of one shape: the (shape, count) pair is held out;
-* two different shapes: the unordered pair of shapes is held out, whatever the colours and the relation.
+* one object: some (shape, colour) pairs;
+* several objects of one shape: some (shape, count) pairs;
+* two different shapes: some (shape, relation, shape) triples, and some pairs of colours for a pair of shapes.
 
-Each shape, colour, count and relation on its own is seen in training.
+A training scene holds none of these. An evaluation scene holds the one that its task is about: prompts of `colors`,
+`counting`, `position` and `color_attr` are therefore new as well; those of `single_object` and `two_object` name shapes
+alone, and only their scenes are new. Each shape, colour, count and relation on its own is seen in training.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "black")
 COUNTS = (2, 3, 4)
 RELATIONS = ("left of", "right of", "above", "below")
@@ -32,9 +34,10 @@ PLACES = tuple(
     for column in ("left", "middle", "right")
 )
 
-Split = Literal["train", "eval"]
+REPLY_FORMAT = "Think in <think> </think>, then answer in <answer> </answer>."
+"""The request that follows a question to the tiny models."""
 
-HELD_OUT_PAIRS = frozenset({frozenset({0, 1}), frozenset({2, 3}), frozenset({4, 5})})
+Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,19 @@ def article(noun: str) -> str:
 # -- the split ---------------------------------------------------------------------------------------------------
 
 
-def is_held_out(scene: Scene) -> bool:
-    """Whether the scene's combination belongs to evaluation (see the module docstring)."""
+def is_held_out(scene: Scene, task: str | None = None) -> bool:
+    """Whether the scene holds a held-out combination: of any kind, or of the kind that the task is about."""
     shapes = sorted({SHAPES.index(o.shape) for o in scene})
     if len(scene) == 1:
         return (shapes[0] + COLORS.index(scene[0].color)) % 5 == 0
     if len(shapes) == 1:
         return (shapes[0] + len(scene)) % len(COUNTS) == 0
-    return frozenset(shapes) in HELD_OUT_PAIRS
+    first, second = sorted(scene, key=lambda o: SHAPES.index(o.shape))
+    pair = SHAPES.index(first.shape) + 2 * SHAPES.index(second.shape)
+    relation = relation_of((first.row, first.column), (second.row, second.column)) or RELATIONS[0]
+    by_relation = (pair + RELATIONS.index(relation)) % 4 == 0
+    by_colors = (pair + COLORS.index(first.color) + 2 * COLORS.index(second.color)) % 5 == 0
+    return {"position": by_relation, "color_attr": by_colors}.get(task or "", by_relation or by_colors)
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------
@@ -124,9 +132,9 @@ def sample(rng: random.Random, task: str, split: Split) -> tuple[Description, Sc
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
-    while True:  # rejection: about one draw in five is held out
+    while True:  # rejection: between a quarter and a half of the draws are held out
         description, scene = _sample_any(rng, task)
-        if is_held_out(scene) == (split == "eval"):
+        if is_held_out(scene, task) if split == "eval" else not is_held_out(scene):
             return description, scene
 
 

@@ -1,0 +1,115 @@
+"""All benchmarks in one command: python -m benchmarks.run [--quick]
+
+Prints the table and writes it between the markers of docs/benchmarks.md (not with --quick, whose figures say little).
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+import tyro
+
+from benchmarks import memory, rollout, scoring
+from benchmarks.compare import HEADER, Row, interleaved
+from benchmarks.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- benchmarks.run writes from here -->", "<!-- to here -->"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    quick: bool = False
+    """Drawings and pictures of 36 tokens and one repetition: does everything run?"""
+    threads: int = 0
+    """CPU threads of both sides; 0 takes PyTorch's choice."""
+    repeats: int = 5
+    """Repetitions of each side, in turns."""
+    group: int = 8
+    """Siblings, G."""
+    guidance: float = 5.0
+    """Guidance of drawings."""
+    reply: int = 64
+    """Tokens of a reply."""
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """The rows of the table, one after another."""
+    drawing = Drawing(side=6, codes=PUBLISHED.codes) if options.quick else PUBLISHED
+    group, guidance, repeats = options.group, options.guidance, _repeats(options)
+
+    for name, kind in (("float32", torch.float32), ("bfloat16 weights", torch.bfloat16)):
+        policy = build_policy(drawing=drawing).to(kind)  # not autocast: `generate` fails under it on the CPU
+        seconds = interleaved(rollout.sides(policy, group, guidance), repeats)
+        what = f"sample {group} drawings of {drawing.tokens} tokens, guidance {guidance:g}, {name}"
+        yield Row(what, seconds["unison"], seconds["transformers"], "`generate`", "s", 2)
+
+    policy = build_policy(drawing=drawing)
+    seconds = interleaved(scoring.sides(policy, picture(drawing), group, options.reply), repeats)
+    what = f"score {group} replies of {options.reply} tokens to a picture of {drawing.tokens}, forward and backward"
+    yield Row(what, seconds["shared"], seconds["separate"], "not shared", "s", 3)
+
+    problem = memory.Problem(group * drawing.tokens, MEASURED.width, drawing.codes)
+    runs = [[memory.measure(side, problem, torch.get_num_threads()) for side in memory.SIDES] for _ in range(repeats)]
+    chunked, whole = ([m.megabytes for m in side] for side in zip(*runs, strict=True))
+    what = f"peak memory of {problem.decisions:,} log-probabilities over {problem.codes:,} codes, forward and backward"
+    yield Row(what, chunked, whole, "all at once", "MB", 3)
+
+
+def conditions(options: Options) -> str:
+    """The command and everything that its figures depend on."""
+    sizes = f"language model of width {MEASURED.width} and {MEASURED.layers} layers, {MEASURED.heads} heads"
+    return "\n".join(
+        [
+            f"- command: `python -m benchmarks.run {' '.join(sys.argv[1:])}`".rstrip("` ") + "`",
+            f"- {_repeats(options)} repetitions in turns, {torch.get_num_threads()} threads, {_processor()}",
+            f"- {sizes}, random weights, {PUBLISHED.codes:,} codes",
+            f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
+        ]
+    )
+
+
+def _repeats(options: Options) -> int:
+    return 1 if options.quick else options.repeats
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def write_page(text: str, page: Path = PAGE) -> None:
+    """Replaces what stands between the markers of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"{page} lost its markers {BEGIN!r} and {END!r}"
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def main(options: Options) -> None:
+    """Measures, prints, writes."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    print(HEADER, flush=True)
+    lines = []
+    for row in measure(options):
+        lines.append(row.markdown())
+        print(lines[-1], flush=True)
+    text = "\n".join([HEADER, *lines, "", conditions(options)])
+    print(f"\n{conditions(options)}")
+    if not options.quick:
+        write_page(text)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,94 @@
+"""The benchmarks compare like with like: both sides of each row compute the same. Nothing here asserts on time."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import memory, rollout, run, scoring
+from benchmarks.compare import Row, interleaved
+from benchmarks.model import Drawing, build_policy, picture
+from unison.policies.janus import Janus
+from unison.policies.shapes import JanusShape
+
+pytestmark = pytest.mark.slow
+
+TOY = JanusShape(
+    width=64,
+    layers=2,
+    heads=2,
+    feed_forward=96,
+    vocabulary=512,
+    vision_width=32,
+    vision_layers=1,
+    vision_heads=2,
+    vq_base_channels=32,
+)
+DRAWING = Drawing(side=4, codes=512)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Janus:
+    policy = build_policy(TOY, DRAWING)
+    with torch.no_grad():  # sharp enough that a greedy choice is no coin toss
+        for name, weight in policy.network.named_parameters():
+            if "language_model" in name or "generation" in name:
+                weight.mul_(5 if weight.ndim == 2 else 1)
+    return policy
+
+
+def test_both_samplers_draw_the_same_where_there_is_no_choice(toy: Janus) -> None:
+    sides = rollout.sides(toy, group=3, guidance=5.0, greedy=True)
+    ours, theirs = sides["unison"](), sides["transformers"]()
+    assert ours.shape == theirs.shape == (3, DRAWING.tokens)
+    assert torch.equal(ours, theirs)
+    assert ours[0].unique().numel() > 2
+
+
+def test_both_samplers_draw_a_whole_group(toy: Janus) -> None:
+    for side in rollout.sides(toy, group=3, guidance=5.0).values():
+        ids = side()
+        assert ids.shape == (3, DRAWING.tokens)
+        assert 0 <= ids.min() <= ids.max() < DRAWING.codes
+        assert not torch.equal(ids[0], ids[1])
+
+
+def test_shared_and_separate_contexts_score_alike(toy: Janus) -> None:
+    sides = scoring.sides(toy, picture(DRAWING), group=3, length=5)
+    (logp, gradient), (logp_separate, gradient_separate) = sides["shared"](), sides["separate"]()
+    assert logp.shape == (3, 5)
+    assert torch.allclose(logp, logp_separate, atol=1e-4)
+    assert gradient.norm() > 0
+    assert torch.allclose(gradient, gradient_separate, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_chunks_score_alike_in_half_the_memory() -> None:
+    problem = memory.Problem(decisions=3000, width=64, codes=16384)
+    chunked, whole = (memory.measure(side, problem, threads=1) for side in memory.SIDES)
+    assert chunked.logp == pytest.approx(whole.logp, abs=1e-4)
+    assert chunked.gradient == pytest.approx(whole.gradient, rel=1e-4)
+    assert chunked.megabytes <= whole.megabytes / 2
+
+
+def test_sides_take_turns() -> None:
+    calls: list[str] = []
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert "".join(calls) == "ab" + "abbaab"
+    assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+def test_the_table_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
+    row = Row("speed", unison=[1.0, 2.0, 4.0], other=[4.0, 6.0, 8.0], other_name="plain", unit="s", target=2)
+    for _ in range(2):
+        run.write_page(row.markdown(), page)
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| speed | 2 [1, 4] s | plain: 6 [4, 8] s | **3.00** [2.00, 4.00] | 2 |" in text
