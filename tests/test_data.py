@@ -63,9 +63,7 @@ def row(**changed: Any) -> dict[str, Any]:
     return good | changed
 
 
-def table(
-    *rows: dict[str, Any], source: str | Path = "hub/cats", skip: bool = False, **columns: str
-) -> TableItems:
+def table(*rows: dict[str, Any], source: str | Path = "hub/cats", skip: bool = False, **columns: str) -> TableItems:
     return TableItems(datasets.Dataset.from_list(list(rows)), columns, "", skip, source)
 
 
@@ -98,9 +96,7 @@ def test_world_items_take_the_tasks_in_turn_and_have_unique_ids():
 
 def test_world_pictures_show_what_their_prompts_ask_for():
     items = every(WorldItems("train", "open_ended", "", 0, 60))
-    right = [
-        judge(item.image, parse_prompt(item.prompt)).correct for item in items if item.image and item.prompt
-    ]
+    right = [judge(item.image, parse_prompt(item.prompt)).correct for item in items if item.image and item.prompt]
     assert sum(right) >= 59
     assert len(right) == 60
 
@@ -456,16 +452,12 @@ def test_exported_world_items_come_back_the_same(tmp_path: Path):
     items = open_items(str(folder), "eval", config, 0, 0)
     assert len(items) == 24
     assert all(same(a, b) for a, b in zip(every(items), every(world), strict=False))
-    again = open_items(
-        str(export(TableItems(**_fields(items)), tmp_path / "again", 24)), "eval", config, 0, 0
-    )
+    again = open_items(str(export(TableItems(**_fields(items)), tmp_path / "again", 24)), "eval", config, 0, 0)
     assert all(same(a, b) for a, b in zip(every(again), every(items), strict=True))
 
 
 def _fields(items: Any) -> dict[str, Any]:
-    return {
-        name: getattr(items, name) for name in ("dataset", "columns", "suffix", "skip_bad_rows", "source")
-    }
+    return {name: getattr(items, name) for name in ("dataset", "columns", "suffix", "skip_bad_rows", "source")}
 
 
 def test_an_export_holds_the_corl_columns_and_bare_questions(tmp_path: Path):
@@ -483,9 +475,7 @@ def test_an_export_holds_the_corl_columns_and_bare_questions(tmp_path: Path):
 def test_an_export_is_readable_as_json_and_as_an_imagefolder(tmp_path: Path):
     world, cache = WorldItems("train", "open_ended", "", 0, 6), str(tmp_path / "cache")
     folder = str(export(world, tmp_path / "x", 6))
-    rows = datasets.load_dataset(
-        "json", data_files=f"{folder}/metadata.jsonl", split="train", cache_dir=cache
-    )
+    rows = datasets.load_dataset("json", data_files=f"{folder}/metadata.jsonl", split="train", cache_dir=cache)
     assert rows["prompt"] == [x.prompt for x in world]
     pictures = datasets.load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=cache)
     assert pictures["qa_solution"] == [x.answer for x in world]

@@ -31,7 +31,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     ],
     "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data"]],
     "L3 scenarios": [["scenarios scenarios.*"]],
-    "L4 the parts of a run": [["rollout", "checkpoint"], ["evaluate"], ["report"]],
+    "L4 the parts of a run": [["rollout", "checkpoint", "environment", "plan"], ["evaluate"], ["report", "train_log"]],
     "L5 training": [["train", "world.pretrain*"]],
     "L6 what is run": [["recipes recipes.*"], ["cli"], ["__main__"]],
 }
@@ -42,6 +42,7 @@ FORBIDDEN = [
     ("policies", "world"),  # the world is one setting among others; a policy knows none
     ("evaluate", "checkpoint"),
     ("report", "checkpoint"),
+    ("report", "train_log"),
 ]
 SCENARIOS_MAY_SEE = "policies.base"  # of the policies
 
@@ -53,10 +54,7 @@ class Place(NamedTuple):
 
 ROWS = [row for rows in LAYERS.values() for row in rows]
 PLACES = {
-    pattern: Place(i, j)
-    for i, row in enumerate(ROWS)
-    for j, group in enumerate(row)
-    for pattern in group.split(" ")
+    pattern: Place(i, j) for i, row in enumerate(ROWS) for j, group in enumerate(row) for pattern in group.split(" ")
 }
 
 

@@ -54,9 +54,7 @@ def run(tmp_path: Path) -> Path:
         "grad_norm",
         "novel/metric",
     )
-    rows = [
-        {"step": s, "skipped_steps": 0, "loss": None, **{k: rng.random() for k in keys}} for s in range(1, 61)
-    ]
+    rows = [{"step": s, "skipped_steps": 0, "loss": None, **{k: rng.random() for k in keys}} for s in range(1, 61)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     times = [{"step": s, "seconds": 2.0, "rollout": 1.2, "reward": 0.1, "update": 0.7} for s in range(1, 61)]
     (tmp_path / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
@@ -142,9 +140,7 @@ def test_step_repeated_after_a_resume_counts_once_as_written_last(run: Path) -> 
 
 
 def test_missing_run_folder_is_the_users_error(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="nowhere' does not exist: give the folder that `unison train` wrote"
-    ):
+    with pytest.raises(ValueError, match="nowhere' does not exist: give the folder that `unison train` wrote"):
         write_report(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         write_report(tmp_path)

@@ -77,7 +77,7 @@ def test_parsing_forgives_case_spaces_and_a_full_stop():
     "prompt", ["", "a cat", "red circle", "five circles", "a pink triangle", "a triangle and", "a big red triangle"]
 )
 def test_a_sentence_outside_the_grammar_is_an_error(prompt: str):
-    with pytest.raises(ValueError, match=r"is not a sentence of the world.*red, orange.*circle, square"):
+    with pytest.raises(ValueError, match=r"is not a sentence of the world.*red, yellow.*circle, square"):
         parse_prompt(prompt)
 
 

@@ -177,11 +177,7 @@ class TableItems:
 
     def _read(self, row: int) -> Item:
         values = self.dataset[row]
-        text = {
-            name: self._text(row, name, values[column])
-            for name, column in self._column.items()
-            if name != "image"
-        }
+        text = {name: self._text(row, name, values[column]) for name, column in self._column.items() if name != "image"}
         image = self._image(row, values[self._column["image"]]) if "image" in self._column else None
         return Item(
             id=text.get("id", f"{Path(self.source).stem}-{row}"),
@@ -220,14 +216,10 @@ class TableItems:
 
     def _bad_row(self, row: int, name: str, what: str) -> BadRow:
         where = f"{self.source}, row {row}, column {self._column[name]!r} (field {name})"
-        return BadRow(
-            f"{where}: {what}; fix the row, or replace bad rows by the next with --data.skip_bad_rows true"
-        )
+        return BadRow(f"{where}: {what}; fix the row, or replace bad rows by the next with --data.skip_bad_rows true")
 
 
-def _resolve_columns(
-    available: Sequence[str], columns: Mapping[str, str], source: str | Path
-) -> dict[str, str]:
+def _resolve_columns(available: Sequence[str], columns: Mapping[str, str], source: str | Path) -> dict[str, str]:
     """The column of each field that the table can fill.
 
     Raises:
@@ -328,9 +320,7 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
         files = _files(path, split)
         return _table(_load_files(files), config, files[0].parent if path.is_dir() else path)
     if source.startswith((".", "/", "~")) or path.suffix[1:].isalpha():
-        raise ValueError(
-            f"data.{split} = {source!r}: there is no such file or folder (looked for {path.absolute()})"
-        )
+        raise ValueError(f"data.{split} = {source!r}: there is no such file or folder (looked for {path.absolute()})")
     return _table(_load_hub(source, split), config, source)
 
 
@@ -379,9 +369,7 @@ def _load_files(files: list[Path]) -> datasets.Dataset:
 
     cache = Path(tempfile.gettempdir()) / f"unison-datasets-{os.getuid()}"
     reader = READERS[files[0].suffix]
-    options: dict[str, Any] = (
-        {"keep_default_na": False} if reader == "csv" else {}
-    )  # the answer "None" is an answer
+    options: dict[str, Any] = {"keep_default_na": False} if reader == "csv" else {}  # the answer "None" is an answer
     try:
         return datasets.load_dataset(
             reader,
@@ -414,8 +402,7 @@ def _load_hub(source: str, split: Split) -> datasets.Dataset:
             f"that can be reached: {error}"
         ) from error
     raise ValueError(
-        f"data.{split} = {source!r} has the splits {', '.join(available)}, "
-        f"none of {', '.join(SPLIT_NAMES[split])}"
+        f"data.{split} = {source!r} has the splits {', '.join(available)}, none of {', '.join(SPLIT_NAMES[split])}"
     )
 
 
@@ -473,9 +460,7 @@ def export(items: WorldItems | TableItems, folder: Path, count: int) -> Path:
         raise ValueError(f"folder = {str(folder)!r} already has a metadata.jsonl: name another folder")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     plain = replace(items, suffix="")
-    rows = [
-        json.dumps(_export_row(plain[index], folder, f"images/{index:06d}.png")) for index in range(count)
-    ]
+    rows = [json.dumps(_export_row(plain[index], folder, f"images/{index:06d}.png")) for index in range(count)]
     (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
     return folder
 

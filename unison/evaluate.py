@@ -100,9 +100,7 @@ def evaluate(
     return Evaluation(step, records)
 
 
-def _roll(
-    name: str, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds
-) -> dict[str, Trajectory]:
+def _roll(name: str, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> dict[str, Trajectory]:
     if not items:
         return {}
     trajectories = roll_out(policy, SCENARIOS[name], items, config, seeds, chunk=len(items))

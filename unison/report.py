@@ -116,9 +116,7 @@ def read_run(run: Path) -> Run:
     """
     if not (run / "config.json").is_file():
         missing = "holds no config.json" if run.is_dir() else "does not exist"
-        raise ValueError(
-            f"run folder '{run}' {missing}: give the folder that `unison train` wrote (its `out`)"
-        )
+        raise ValueError(f"run folder '{run}' {missing}: give the folder that `unison train` wrote (its `out`)")
     unreadable: list[str] = []
     environment = run / "environment.json"
     return Run(
@@ -208,9 +206,7 @@ def compare(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
 
 def _compare(label: str, sides: list[dict[str, list[float]]]) -> Comparison:
     difference = task_difference(*sides) if len(sides) == 2 else None
-    return Comparison(
-        label, sum(map(len, sides[0].values())), [task_mean(side) for side in sides], difference
-    )
+    return Comparison(label, sum(map(len, sides[0].values())), [task_mean(side) for side in sides], difference)
 
 
 def verdict(results: dict[str, list[Comparison]]) -> str:
@@ -270,9 +266,7 @@ def chart(title: str, caption: str, lines: Sequence[Line], dots: bool = False) -
             "band": _band(line.x, low, high, place) if line.band else "",
             "dots": np.round(np.stack(place(line.x, line.y), -1), 1).tolist() if dots else [],
         })  # fmt: skip
-    across = [
-        (round(float(place(t, 0)[0]), 1), f"{t:g}") for t in _ticks(first, last, 5) if float(t).is_integer()
-    ]
+    across = [(round(float(place(t, 0)[0]), 1), f"{t:g}") for t in _ticks(first, last, 5) if float(t).is_integer()]
     up = [(round(float(place(0, t)[1]), 1), f"{t:.6g}") for t in _ticks(bottom, top, 4)]
     box = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
     return {"title": title, "caption": caption, "lines": drawn, "across": across, "up": up, "box": box}
@@ -343,9 +337,7 @@ def metric_charts(rows: Sequence[Row]) -> tuple[dict[str, list[dict[str, Any]]],
         if lines:
             sections["Reward"].append(chart(title, caption, lines))
     order = list(CAPTIONS)
-    for key in sorted(
-        left, key=lambda k: (order.index(n) if (n := k.split("/")[-1]) in order else len(order), k)
-    ):
+    for key in sorted(left, key=lambda k: (order.index(n) if (n := k.split("/")[-1]) in order else len(order), k)):
         prefix, _, name = key.rpartition("/")
         title, caption = CAPTIONS.get(name, (name.replace("_", " "), ""))
         band = None
@@ -353,9 +345,7 @@ def metric_charts(rows: Sequence[Row]) -> tuple[dict[str, list[dict[str, Any]]],
             band = (left[key] - columns["reward/std"], left[key] + columns["reward/std"])
         made = chart(title, caption, [Line(key, x, left[key], band)])
         section = SECTIONS.get("reward" if prefix == "groups" else prefix, "Other")
-        sections.setdefault(section, []).insert(
-            0 if key == "reward/mean" else len(sections.get(section, [])), made
-        )
+        sections.setdefault(section, []).insert(0 if key == "reward/mean" else len(sections.get(section, [])), made)
     return {title: charts for title, charts in sections.items() if charts}, zero
 
 
@@ -368,9 +358,7 @@ def time_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Steps and each metric that has a number anywhere; long runs are averaged in bins. [N], {key: [N]}"""
-    keys = dict.fromkeys(
-        k for row in rows for k, v in row.items() if k != "step" and isinstance(v, int | float)
-    )
+    keys = dict.fromkeys(k for row in rows for k, v in row.items() if k != "step" and isinstance(v, int | float))
     size = max(1, math.ceil(len(rows) / BINS))
     columns = {k: _binned([v if (v := r.get(k)) is not None else math.nan for r in rows], size) for k in keys}
     kept = {k: y for k, y in columns.items() if np.isfinite(y).any()}
@@ -410,9 +398,7 @@ def _view(run: Run) -> dict[str, Any]:
         "time_charts": time_charts(run.timings),
         "phases": _phases(run.timings),
         "seconds": duration(sum(row["seconds"] for row in run.timings)) if run.timings else "",
-        "config_json": json.dumps(
-            json.loads((run.path / "config.json").read_text(encoding="utf-8")), indent=2
-        ),
+        "config_json": json.dumps(json.loads((run.path / "config.json").read_text(encoding="utf-8")), indent=2),
         "folder": shlex.quote(str(run.path)),
     }
 
@@ -423,17 +409,13 @@ def _why_no_comparison(run: Run, sides: Sequence[Evaluation]) -> str:
     if not sides:
         return "The run folder holds no evaluation, so there is nothing to compare."
     progress = f"the run is at step {run.steps} of {run.config.optim.steps}"
-    return (
-        f"The full suite was evaluated once, at step {sides[0].step} ({progress}): no before and after yet."
-    )
+    return f"The full suite was evaluated once, at step {sides[0].step} ({progress}): no before and after yet."
 
 
 def _pairs(sides: Sequence[Evaluation], field: str) -> Iterable[list[Row]]:
     """The records of each item that has the field on every side, in the order of the first side."""
     by_id = [{r["id"]: r for r in side.records if r[field] is not None} for side in sides]
-    return (
-        [records[i] for records in by_id] for i in (by_id[0] if by_id else ()) if all(i in r for r in by_id)
-    )
+    return ([records[i] for records in by_id] for i in (by_id[0] if by_id else ()) if all(i in r for r in by_id))
 
 
 def _gallery(run: Run, sides: Sequence[Evaluation]) -> list[dict[str, Any]]:

@@ -39,9 +39,7 @@ class Janus(Policy):
     abilities = frozenset({"write", "draw"})
     network: JanusForConditionalGeneration
 
-    def __init__(
-        self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig
-    ) -> None:
+    def __init__(self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig) -> None:
         super().__init__(network, config)
         self.processor = processor
         processor.use_default_system_prompt = False  # CoRL uses none, though converted checkpoints turn it on
@@ -106,7 +104,13 @@ class Janus(Policy):
         with self.autocast():
             prefixes, rows = self._prefixes(contexts, modality, guided)
             logp = causal.score(
-                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, ids, mask.to(self.device)
+                self.network.model.language_model,
+                prefixes,
+                rows,
+                *self._embed_and_head(modality),
+                sampling,
+                ids,
+                mask.to(self.device),
             )
         return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
 
@@ -173,7 +177,9 @@ class Janus(Policy):
         messages: list[dict[str, Any]] = []
         for part in context.parts:
             if isinstance(part, str) and (self.tokenizer.image_token in part or REPLY in part):
-                raise ValueError(f"text {part!r} holds {self.tokenizer.image_token!r}: give images as parts of the context")
+                raise ValueError(
+                    f"text {part!r} holds {self.tokenizer.image_token!r}: give images as parts of the context"
+                )
             role = "assistant" if _is_reply(part) else "user"
             if not messages or messages[-1]["role"] != role:
                 messages.append({"role": role, "content": []})
@@ -196,7 +202,9 @@ class Janus(Policy):
     def encode(self, targets: Sequence[Target]) -> list[Tokens]:
         pictures = [t for t in targets if not isinstance(t, str | Tokens)]
         drawn = iter(self._image_tokens(pictures) if pictures else ())
-        return [t if isinstance(t, Tokens) else self._encode_text(t) if isinstance(t, str) else next(drawn) for t in targets]
+        return [
+            t if isinstance(t, Tokens) else self._encode_text(t) if isinstance(t, str) else next(drawn) for t in targets
+        ]
 
     def _encode_text(self, text: str) -> Tokens:
         ids = self.tokenizer.encode(text, add_special_tokens=False)

@@ -56,9 +56,7 @@ def janus_pro_1b() -> RunConfig:
     """
     return RunConfig(
         recipe="corl/janus-pro-1b",
-        policy=PolicyConfig(
-            "deepseek-community/Janus-Pro-1B", frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16"
-        ),
+        policy=PolicyConfig("deepseek-community/Janus-Pro-1B", frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16"),
         data=DataConfig(train="mm-vl/x2x_rft_22k", eval="world", question_suffix=QUESTION_SUFFIX),
         scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=512), image=Sampling(guidance=5.0)),
         rewards={"accuracy": 0.8, "format": 0.8},

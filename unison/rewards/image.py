@@ -15,9 +15,7 @@ def world(trajectories: Sequence[Trajectory], policy: object) -> list[float | No
     Raises:
         ValueError: a prompt is not a sentence of the world.
     """
-    return [
-        judge(t.images[-1], parse_prompt(t.item.prompt or "")).score if t.images else None for t in trajectories
-    ]
+    return [judge(t.images[-1], parse_prompt(t.item.prompt or "")).score if t.images else None for t in trajectories]
 
 
 def world_strict(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:

@@ -60,7 +60,9 @@ def _name(pixels: np.ndarray, distance: np.ndarray, component: np.ndarray, box: 
 def _shape_of(component: np.ndarray, y: float, x: float) -> str:
     """The template with the largest overlap, centred on the component's bounding box."""
     top, left = (int(np.floor(c)) - CELL // 2 for c in (y, x))
-    padded = np.pad(component, CELL)[top + CELL : top + 2 * CELL, left + CELL : left + 2 * CELL].astype(np.float32).ravel()
+    padded = (
+        np.pad(component, CELL)[top + CELL : top + 2 * CELL, left + CELL : left + 2 * CELL].astype(np.float32).ravel()
+    )
     templates = _templates()
     both = np.minimum(templates, padded).sum(-1)
     overlap = both / (templates.sum(-1) + component.sum() - both)  # [SHAPES, SHIFTS * SHIFTS]

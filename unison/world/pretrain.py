@@ -49,9 +49,9 @@ PATCH = CELL // 2  # pixels a visual token spans
 class CorpusConfig:
     """How clean the pretraining corpus is."""
 
-    wrong_captions: float = 0.25
+    wrong_captions: float = 0.15
     """Share of drawing prompts that belong to another scene of the same task."""
-    wrong_answers: float = 0.25
+    wrong_answers: float = 0.2
     """Share of answers replaced by a wrong option."""
     formatted: float = 0.6
     """Share of replies with think and answer tags; the others are the bare answer."""
@@ -65,11 +65,13 @@ class CorpusConfig:
 class LanguageConfig:
     """How the language model is trained."""
 
-    steps: int = 1500
+    steps: int = 1000
     """Optimiser steps."""
-    batch_size: int = 48
-    """Drawings a step, and answers a step."""
-    learning_rate: float = 1.5e-3
+    drawings: int = 48
+    """Drawings a step."""
+    answers: int = 32
+    """Answers a step; they are the longer sequences."""
+    learning_rate: float = 2e-3
     """Peak AdamW learning rate (one-cycle cosine)."""
     snapshot_every: int = 500
     """Steps between evaluations on held-out items, each with a saved checkpoint."""
@@ -203,8 +205,8 @@ def build_janus(processor: JanusProcessor, width: int = 192, layers: int = 5) ->
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         intermediate_size=width * 8 // 3,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
@@ -215,7 +217,7 @@ def build_janus(processor: JanusProcessor, width: int = 192, layers: int = 5) ->
     vision = JanusVisionConfig(
         hidden_size=96,
         num_hidden_layers=3,
-        num_attention_heads=3,
+        num_attention_heads=2,
         image_size=SIZE,
         patch_size=PATCH,
         num_image_tokens=side**2,
@@ -267,8 +269,8 @@ def train_language(
     rng = random.Random(config.seed)
     for step in track(range(config.steps), "language model"):
         losses = {}
-        for name, make in (("draw", drawing_pair), ("answer", answer_pair)):
-            pairs = [make(rng, corpus) for _ in range(config.batch_size)]
+        for name, make, count in (("draw", drawing_pair, config.drawings), ("answer", answer_pair, config.answers)):
+            pairs = [make(rng, corpus) for _ in range(count)]
             losses[name] = policy.nll([p.context for p in pairs], [p.target for p in pairs]).mean()  # type: ignore[misc]
         optimizer.zero_grad()
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -276,7 +278,9 @@ def train_language(
         optimizer.step()
         schedule.step()
         if step % 25 == 0 or step == config.steps - 1:
-            log({"stage": "language", "step": step, "grad_norm": norm.item()} | {k: v.item() for k, v in losses.items()})
+            log(
+                {"stage": "language", "step": step, "grad_norm": norm.item()} | {k: v.item() for k, v in losses.items()}
+            )
         if (step + 1) % config.snapshot_every == 0 or step == config.steps - 1:
             snapshot(step + 1)
 

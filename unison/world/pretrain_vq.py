@@ -1,12 +1,14 @@
 """The image tokenizer of the tiny Janus: trained as an autoencoder, then quantised, then its decoder fine-tuned.
 
 Training codebook and encoder together collapses to a few codes at this size, so the three are learnt one after the
-other: a plain autoencoder on l2-normalised latents; the codebook by spherical k-means on those latents; and, with
-encoder and codebook frozen, the decoder on quantised latents.
+other: a plain autoencoder on l2-normalised latents; the codebook by spherical k-means on those latents; with
+encoder and codebook frozen, the decoder on quantised latents; last, encoder and decoder together through the finished
+codebook, which moves latents away from the borders between codes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ class ImageTokenizerConfig:
     """Steps of the decoder on quantised latents."""
     latent_noise: float = 0.0
     """Standard deviation of noise on the autoencoder's latents, which drives what matters apart."""
+    joint_steps: int = 200
+    """Steps of encoder and decoder together on the finished codebook."""
     batch_size: int = 64
     """Images a step."""
     learning_rate: float = 2e-3
@@ -67,9 +71,21 @@ def train_image_tokenizer(vq: JanusVQVAE, config: ImageTokenizerConfig, log: Log
 
     _fit(everything, autoencode, images, config.autoencoder_steps, config, log, "autoencoder")
     with torch.no_grad():
-        codes = torch.cat([_latents(vq, _scale(batch)).permute(0, 2, 3, 1).reshape(-1, 8) for batch in images[:2400].split(128)])
+        codes = torch.cat(
+            [_latents(vq, _scale(batch)).permute(0, 2, 3, 1).reshape(-1, 8) for batch in images[:2400].split(128)]
+        )
         vq.quantize.embedding.weight.copy_(spherical_kmeans(codes, vq.config.num_embeddings, config))
-    _fit([vq.post_quant_conv, vq.decoder], lambda x: _reconstruct(vq, x), images, config.decoder_steps, config, log, "decoder")
+    _fit(
+        [vq.post_quant_conv, vq.decoder],
+        lambda x: _reconstruct(vq, x),
+        images,
+        config.decoder_steps,
+        config,
+        log,
+        "decoder",
+    )
+    gently = dataclasses.replace(config, learning_rate=config.learning_rate / 4)
+    _fit(everything, lambda x: _straight_through(vq, x), images, config.joint_steps, gently, log, "joint")
     vq.requires_grad_(False).eval()
 
 
@@ -123,6 +139,15 @@ def _reconstruct(vq: JanusVQVAE, x: Tensor) -> Tensor:
     with torch.no_grad():
         tokens = encode(vq, x)
     return vq.decode(tokens)
+
+
+def _straight_through(vq: JanusVQVAE, x: Tensor) -> Tensor:
+    """Reconstruction whose gradient passes the quantiser as if it were not there (van den Oord et al. 2017)."""
+    latents = _latents(vq, x)
+    codes = vq.quantize.embedding.weight
+    nearest = torch.einsum("bdhw,kd->bkhw", latents, codes).argmax(1)
+    quantised = codes[nearest].movedim(-1, 1).detach()
+    return _decode(vq, latents + (quantised - latents).detach())
 
 
 def encode(vq: JanusVQVAE, x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ RADIUS = 6.0  # half the extent of a shape, in pixels
 BACKGROUND = np.array([238, 236, 230], np.float32)
 PALETTE = {
     "red": (214, 39, 40),
-    "orange": (245, 140, 30),
     "yellow": (240, 214, 40),
     "green": (40, 160, 70),
     "blue": (40, 90, 215),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle", "cross")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "black")
+COLORS = ("red", "yellow", "green", "blue", "purple", "black")
 COUNTS = (2, 3, 4)
 RELATIONS = ("left of", "right of", "above", "below")
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

@@ -1,0 +1,155 @@
+"""The verbs, as a user types them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from unison import cli, recipes
+from unison.config import RunConfig
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["unison", *words])
+    cli.main()
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one-line error of a command that must fail."""
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_without_words_the_usage_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run(monkeypatch)
+    shown = capsys.readouterr().out
+    assert all(f"unison {verb}" in shown for verb in cli.VERBS)
+
+
+def test_recipes_are_listed_with_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run(monkeypatch, "recipes")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in recipes.RECIPES)
+    assert all(recipes.summary(name) for name in recipes.RECIPES)
+
+
+def _fields(kind: type, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(kind):
+        value = getattr(recipes.find("corl/tiny")(), field.name, None) if not prefix else None
+        if dataclasses.is_dataclass(value):
+            names += _fields(type(value), f"{field.name}.")
+        else:
+            names.append(prefix + field.name)
+    return names
+
+
+def test_help_lists_every_field_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", "corl/tiny", "--help")
+    shown = capsys.readouterr().out
+    missing = [name for name in _fields(RunConfig) if f"--{name.replace('_', '-')}" not in shown]
+    assert set(missing) <= {"scenario.text", "scenario.image", "rewards"}  # shown field by field
+    assert "--scenario.image.guidance" in shown
+    assert "--rewards.world-strict" in shown
+
+
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_every_recipe_passes_a_dry_run_without_a_download(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run(monkeypatch, "train", recipe, "--dry-run")
+    shown = capsys.readouterr().out
+    assert "memory of one process" in shown
+    assert "training data" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trian", "corl/tiny"), "unknown verb 'trian'"),
+        (("train",), "needs a recipe"),
+        (("train", "corl/tinny"), "did you mean 'corl/tiny'"),
+        (("train", "--config", "nowhere.json"), "nowhere.json"),
+        (("train", "--resume", "nowhere"), "nowhere"),
+        (("train", "corl/tiny", "--scenario.group-size", "1", "--dry-run"), "scenario.group_size = 1"),
+        (("train", "corl/tiny", "--policy.path", "./nowhere", "--dry-run"), "policy.path = './nowhere'"),
+        (("train", "corl/tiny", "--data.train", "./nowhere.jsonl", "--dry-run"), "nowhere.jsonl"),
+        (("eval", "assets/nothing"), "no such bundled model"),
+        (("sample", "sing"), "choose one of draw, ask"),
+        (("pretrain", "llama"), "one of janus"),
+        (("report",), "one run folder"),
+        (("report", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_remedy(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = fails(monkeypatch, capsys, *words)
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_an_unknown_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert "--optim.stepz" in fails(monkeypatch, capsys, "train", "corl/tiny", "--optim.stepz", "3")
+
+
+def test_a_wrong_type_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert "--optim.steps" in fails(monkeypatch, capsys, "train", "corl/tiny", "--optim.steps", "many")
+
+
+def test_a_run_folder_is_not_overwritten_unasked_and_a_foreign_one_never(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "notes.txt").write_text("mine")
+    words = ("train", "corl/tiny", "--policy.path", str(checkpoint), "--out", str(tmp_path))
+    assert "--overwrite" in fails(monkeypatch, capsys, *words)
+    assert "not a run folder" in fails(monkeypatch, capsys, *words, "--overwrite")
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_eval_scores_a_checkpoint_and_writes_records(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "result.json"
+    run(monkeypatch, "eval", str(checkpoint), "--items", "6", "--max-tokens", "8", "--out", str(out))
+    assert "drawing" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["records"]) == 6
+
+
+def test_sample_draws_a_sheet_and_answers_a_question(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "sheet.png"
+    run(monkeypatch, "sample", "draw", str(checkpoint), "a red circle", "--count", "2", "--out", str(out))
+    assert Image.open(out).size == (2 * 192 + 8, 192)
+    capsys.readouterr()
+    run(monkeypatch, "sample", "ask", str(checkpoint), str(out), "What is it?", "--count", "2", "--max-tokens", "4")
+    assert capsys.readouterr().out.count("\n") >= 1
+
+
+def test_the_exported_world_is_a_data_set_to_train_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run(monkeypatch, "export", str(tmp_path / "world"), "--count", "12")
+    run(monkeypatch, "train", "corl/tiny", "--data.train", str(tmp_path / "world"), "--dry-run")
+    assert "12 items" in capsys.readouterr().out
+
+
+def test_a_data_set_without_the_scenarios_columns_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rows: list[dict[str, Any]] = [{"prompt": "a red circle"}] * 12
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny", "--data.train", str(path), "--dry-run")
+    assert "image" in shown
+    assert "real_image" in shown

@@ -1,0 +1,256 @@
+"""The trainer: what a step changes, what a crash loses, what a bad input says. Whole commands are marked slow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unison import recipes
+from unison.config import RunConfig, from_json, to_json
+from unison.train import Trainer
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
+    """The tiny recipe on random weights, a few seconds a run; `changes` by dotted field with __ for the dot."""
+    config = recipes.find("corl/tiny")()
+    fields: dict[str, Any] = {
+        "policy__path": str(checkpoint),
+        "scenario__group_size": 4,
+        "optim__steps": 3,
+        "optim__items_per_step": 4,
+        "optim__micro_batch_items": 2,
+        "optim__warmup_steps": 0,
+        "evaluation__items": 12,
+        "evaluation__during_items": 6,
+        "evaluation__every": 0,
+        "evaluation__gallery": 3,
+        "trackers": (),
+    } | changes
+    for name, value in fields.items():
+        section, _, field = name.partition("__")
+        value = dataclasses.replace(getattr(config, section), **{field: value}) if field else value
+        config = dataclasses.replace(config, **{section: value})
+    text = dataclasses.replace(config.scenario.text, max_tokens=8)
+    return dataclasses.replace(config, out=out, scenario=dataclasses.replace(config.scenario, text=text))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.policy.network.named_parameters()}
+
+
+def test_a_run_leaves_metrics_evaluations_checkpoints_and_a_report(checkpoint: Path, tmp_path: Path):
+    run = Trainer(small(checkpoint, tmp_path / "run")).train()
+    assert [row["step"] for row in metrics(run)] == [1, 2, 3]
+    assert {"reward/mean", "reward/std", "groups/constant_share", "text/entropy", "image/grad_norm"} <= set(
+        metrics(run)[0]
+    )
+    assert {path.name for path in (run / "eval").glob("*.json")} == {"000000.json", "000003.json"}
+    assert (run / "checkpoints" / "final" / "model.safetensors").exists()
+    assert "<html" in (run / "report.html").read_text()
+    assert from_json((run / "config.json").read_text()).out == run
+
+
+def test_only_the_language_model_is_trained(checkpoint: Path, tmp_path: Path):
+    trainer = Trainer(small(checkpoint, tmp_path / "run"))
+    before = weights(trainer)
+    trainer.train()
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("model.language_model", "lm_head")) for name in changed)
+
+
+def test_the_first_ratio_is_one(checkpoint: Path, tmp_path: Path):
+    row = metrics(Trainer(small(checkpoint, tmp_path / "run")).train())[0]
+    assert row["text/ratio"] == pytest.approx(1, abs=1e-4)
+    assert row["image/ratio"] == pytest.approx(1, abs=1e-4)
+    assert row["image/logp_difference"] < 1e-4
+
+
+def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_path: Path):
+    rows = [
+        metrics(
+            Trainer(small(checkpoint, tmp_path / str(size), optim__micro_batch_items=size, optim__steps=1)).train()
+        )[0]
+        for size in (1, 4)
+    ]
+    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=1e-5)
+    assert rows[0]["text/grad_norm"] == pytest.approx(rows[1]["text/grad_norm"], rel=1e-4)
+
+
+def test_chunked_rollout_gives_the_same_step(checkpoint: Path, tmp_path: Path):
+    rows = [
+        metrics(Trainer(small(checkpoint, tmp_path / str(size), optim__rollout_items=size, optim__steps=1)).train())[0]
+        for size in (0, 1)
+    ]
+    assert rows[0]["reward/mean"] == pytest.approx(rows[1]["reward/mean"], abs=1e-6)
+
+
+def test_a_step_of_equal_rewards_changes_no_weight_and_is_counted(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(small(checkpoint, tmp_path / "run", optim__steps=1))
+    monkeypatch.setattr(trainer, "rewards", {"world": lambda ts, policy: [0.5] * len(ts), **_flat(trainer)})
+    before = weights(trainer)
+    run = trainer.train()
+    assert metrics(run)[0]["constant_step"] == 1
+    assert metrics(run)[0]["groups/constant_share"] == 1
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def _flat(trainer: Trainer) -> dict[str, Any]:
+    return {name: lambda ts, policy: [0.0] * len(ts) for name in trainer.rewards if name != "world"}
+
+
+def test_kl_to_the_reference_is_zero_at_the_first_step_and_not_after(checkpoint: Path, tmp_path: Path):
+    config = small(checkpoint, tmp_path / "run", objective__kl_beta=0.1, optim__learning_rate=1e-2)
+    rows = metrics(Trainer(config).train())
+    assert rows[0]["image/kl"] == pytest.approx(0, abs=1e-7)
+    assert rows[1]["image/kl"] > 1e-6
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_stops_the_run_in_the_end(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
+    monkeypatch.setattr("unison.train.decision_weights", lambda mask, *_: mask * torch.nan)
+    before = weights(trainer)
+    with pytest.raises(RuntimeError, match=r"not finite 2 times in a row.*optim\.learning_rate"):
+        trainer.train()
+    assert [row["skipped_step"] for row in metrics(trainer.run)] == [1]
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+    assert (trainer.run / "checkpoints" / "last" / "state.json").exists()
+
+
+def test_a_reward_that_raises_stops_the_run_with_its_name_and_keeps_the_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(trajectories: list, policy: object) -> list[float]:
+        raise ZeroDivisionError("no judge today")
+
+    trainer = Trainer(small(checkpoint, tmp_path / "run"))
+    monkeypatch.setitem(trainer.rewards, "world", broken)
+    with pytest.raises(RuntimeError, match="reward 'world' failed: no judge today"):
+        trainer.train()
+    assert (trainer.run / "checkpoints" / "last" / "state.json").exists()
+
+
+def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: Path, tmp_path: Path):
+    from transformers import JanusForConditionalGeneration
+
+    trainer = Trainer(small(checkpoint, tmp_path / "run", policy__lora_rank=2, optim__learning_rate=1e-2))
+    assert all("lora" in name for name, p in trainer.policy.network.named_parameters() if p.requires_grad)
+    run = trainer.train()
+    exported = JanusForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
+    assert not any("lora" in name for name, _ in exported.named_parameters())
+    before = JanusForConditionalGeneration.from_pretrained(checkpoint)
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(exported.state_dict()[name], before.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenario__group_size": 1}, r"scenario\.group_size = 1.*at least 2"),
+        ({"optim__items_per_step": 5}, r"optim\.micro_batch_items = 2.*divisor"),
+        ({"optim__updates_per_rollout": 3}, r"optim\.updates_per_rollout = 3.*divisor"),
+        ({"rewards": {}}, "rewards.*at least one"),
+        ({"rewards": {"wrold": 1.0}}, "'wrold' is unknown; did you mean 'world'"),
+        ({"scenario__name": "unifed"}, "'unifed' is unknown; did you mean 'unified'"),
+        ({"policy__path": "/no/such/folder"}, r"policy\.path = '/no/such/folder'"),
+        ({"data__train": "./missing.jsonl"}, r"missing\.jsonl"),
+        ({"trackers": ("tensorbored",)}, "tensorbored"),
+    ],
+)
+def test_what_cannot_work_is_said_before_training_starts(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        Trainer(small(checkpoint, tmp_path / "run", **changes))
+
+
+def test_saved_configurations_are_read_back_and_bad_ones_named():
+    config = recipes.find("corl/tiny")()
+    assert from_json(to_json(config)) == config
+    values = json.loads(to_json(config))
+    values["optim"]["stepz"] = 3
+    with pytest.raises(ValueError, match=r"unknown field optim\.stepz = 3; did you mean 'steps'"):
+        from_json(json.dumps(values))
+    values = json.loads(to_json(config))
+    values["optim"]["steps"] = "many"
+    with pytest.raises(ValueError, match=r"optim\.steps = 'many'"):
+        from_json(json.dumps(values))
+    with pytest.raises(ValueError, match="not valid JSON"):
+        from_json("{")
+
+
+# -- whole commands ------------------------------------------------------------------------------------------------
+
+
+def command(config: RunConfig, folder: Path) -> list[str]:
+    path = folder / f"{config.out.name}.json"
+    path.write_text(to_json(config))
+    return [sys.executable, "-m", "unison", "train", "--config", str(path)]
+
+
+def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, cwd=REPO, env=environment, check=False, timeout=400)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, tmp_path: Path):
+    steps = {"optim__steps": 8, "checkpoint_every": 2}
+    whole = run_command(command(small(checkpoint, tmp_path / "whole", **steps), tmp_path))
+    assert whole.returncode == 0, whole.stderr
+    words = command(small(checkpoint, tmp_path / "killed", **steps), tmp_path)
+    log = tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(words, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    target = random.Random(time.time_ns()).randint(1, 6)
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < target):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert log.read_text().count("\n") < 8, "the run ended before it was killed"
+    resumed = run_command([sys.executable, "-m", "unison", "train", "--resume", str(tmp_path / "killed")])
+    assert resumed.returncode == 0, resumed.stderr
+    assert log.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_first_steps_as_one(checkpoint: Path, tmp_path: Path):
+    one = small(checkpoint, tmp_path / "one", optim__steps=2)
+    two = small(checkpoint, tmp_path / "two", optim__steps=2)
+    assert run_command(command(one, tmp_path)).returncode == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    done = run_command([*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *command(two, tmp_path)[1:]])
+    assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(metrics(one.out), metrics(two.out), strict=True):
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["reward/mean"] == pytest.approx(b["reward/mean"], abs=1e-5)
