@@ -42,17 +42,23 @@ def samples(split: Split) -> list[tuple[Description, Scene]]:
 
 @cache
 def drawn() -> list[tuple[Description, Scene, Image.Image]]:
-    rng = random.Random("draw")
     both = [pair for pairs in zip(samples("train"), samples("eval"), strict=True) for pair in pairs]
     return [(description, scene, render(scene)) for description, scene in both[:MANY]]
 
 
-def combination(scene: Scene) -> tuple:
-    """What the split divides: (shape, colour), (shape, count) or the unordered pair of shapes."""
-    shapes = tuple(sorted({o.shape for o in scene}))
-    if len(shapes) > 1:
-        return shapes
-    return (*shapes, scene[0].color if len(scene) == 1 else len(scene))
+def combination(scene: Scene, task: str) -> tuple:
+    """What the split divides: (shape, colour), (shape, count), (shape, relation, shape) or two coloured shapes."""
+    first, second = sorted(scene, key=lambda o: o.shape)[0], sorted(scene, key=lambda o: o.shape)[-1]
+    if len(scene) == 1:
+        return first.shape, first.color
+    if first.shape == second.shape:
+        return first.shape, len(scene)
+    relation = relation_of((first.row, first.column), (second.row, second.column))
+    by_relation, by_colors = (
+        (first.shape, relation, second.shape),
+        (first.shape, first.color, second.shape, second.color),
+    )
+    return {"position": by_relation, "color_attr": by_colors}.get(task, by_relation + by_colors)
 
 
 def one(prompt: str, *objects: Object):
@@ -90,10 +96,18 @@ def test_an_unknown_task_is_an_error_that_lists_the_tasks():
 
 
 def test_train_and_eval_scenes_are_disjoint_by_construction():
-    train, test = ([scene for _, scene in samples(split)] for split in ("train", "eval"))
-    assert not any(is_held_out(scene) for scene in train)
-    assert all(is_held_out(scene) for scene in test)
-    assert not {combination(scene) for scene in train} & {combination(scene) for scene in test}
+    assert not any(is_held_out(scene) for _, scene in samples("train"))
+    assert all(is_held_out(scene, description.task) for description, scene in samples("eval"))
+    for task in TASKS:
+        train = {combination(scene, task) for _, scene in samples("train")}
+        assert not train & {combination(scene, task) for d, scene in samples("eval") if d.task == task}
+
+
+@pytest.mark.parametrize("task", ["counting", "colors", "position", "color_attr"])
+def test_prompts_that_name_a_combination_are_new_in_evaluation(task: str):
+    train, test = ({d.prompt for d, _ in samples(split) if d.task == task} for split in ("train", "eval"))
+    assert test
+    assert not train & test
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -110,7 +124,7 @@ def test_every_part_of_the_world_occurs_in_training():
 
 
 def test_every_task_has_held_out_scenes_of_several_kinds():
-    kinds = {task: {combination(scene) for d, scene in samples("eval") if d.task == task} for task in TASKS}
+    kinds = {task: {combination(scene, task) for d, scene in samples("eval") if d.task == task} for task in TASKS}
     assert all(len(found) >= 3 for found in kinds.values())
 
 

@@ -62,7 +62,7 @@ def train(words: Sequence[str]) -> None:
         default, rest = recipes.find("corl/tiny")(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
-    default = dataclasses.replace(default, rewards={name: 0.0 for name in REWARDS} | default.rewards)
+    default = dataclasses.replace(default, rewards=dict.fromkeys(REWARDS, 0.0) | default.rewards)
     args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(rest), prog="unison train <recipe>")
     config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
     if args.skip_bad_rows:
@@ -126,11 +126,11 @@ def evaluate(words: Sequence[str]) -> None:
 
     from unison import evaluate as evaluation
     from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
+    from unison.data import open_items
     from unison.policies import load_policy
     from unison.recipes.corl import tiny
     from unison.stats import task_mean
     from unison.types import Sampling
-    from unison.data import open_items
 
     data = dataclasses.replace(tiny().data, questions=args.questions)
     items = open_items("world", "eval", data, 0, args.items)

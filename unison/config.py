@@ -1,4 +1,4 @@
-"""What a run is made of: frozen dataclasses, one sentence per field. A recipe is a function that returns a RunConfig."""
+"""What a run is made of: frozen dataclasses, one sentence per field. A recipe is a function returning a RunConfig."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def model_config(config: PolicyConfig) -> Any:
     folder = Path(locate(config.path))
     if not folder.is_dir():
         raise ValueError(
-            f"policy.path = {config.path!r}: a dry run downloads nothing; its shape is known for {', '.join(PUBLISHED)} "
+            f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
     family = json.loads((folder / "config.json").read_text()).get("model_type")

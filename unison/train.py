@@ -181,8 +181,8 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.bad_steps >= optim.max_bad_steps:
             raise RuntimeError(
-                f"step {self.step}: the gradient was not finite {self.bad_steps} times in a row; the last good state is "
-                f"in {self.run / 'checkpoints' / 'last'}: lower optim.learning_rate, then `unison train --resume`"
+                f"step {self.step}: the gradient was not finite {self.bad_steps} times in a row; the last good state "
+                f"is in {self.run / 'checkpoints' / 'last'}: lower optim.learning_rate, then `unison train --resume`"
             )
         return {
             "grad_norm": norm,

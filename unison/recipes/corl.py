@@ -17,20 +17,20 @@ from unison.types import Sampling
 from unison.world.scene import REPLY_FORMAT
 
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
-"""CoRL trains the language model alone: vision encoder, VQ model, both aligners, generation head and embeddings stay."""
+"""CoRL trains the language model alone: vision encoder, VQ model, aligners, generation head and embeddings stay."""
 
 QUESTION_SUFFIX = (
-    "First reason step by step between <think> and </think>, then give only the final answer (the letter of the option, "
-    "or 1 to 3 words) between <answer> and </answer>."
+    "First reason step by step between <think> and </think>, then give only the final answer (the option letter, or "
+    "1 to 3 words) between <answer> and </answer>."
 )
 
 
 def tiny() -> RunConfig:
     """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
 
-    `unison train corl/tiny`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an answer, token
-    mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge stands in for the
-    cycle and matching rewards, guidance 2 in place of 5, and a learning rate for 2.3 M parameters.
+    `unison train corl/tiny`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an answer,
+    token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge stands
+    in for the cycle and matching rewards, guidance 2 in place of 5, and a learning rate for 2.3 M parameters.
     """
     return RunConfig(
         recipe="corl/tiny",

@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -85,7 +85,7 @@ class PretrainConfig:
 
     out: Path = Path("runs/pretrain-janus")
     """Folder of the checkpoint and of pretrain.jsonl."""
-    tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
+    tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     """The image tokenizer."""
     language: LanguageConfig = LanguageConfig()
     """The language model."""
