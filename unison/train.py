@@ -186,7 +186,7 @@ class Trainer:
             )
         return {
             "grad_norm": norm,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": float(self.schedule.get_last_lr()[0]),
             "skipped_step": float(not finite),
             "constant_step": float(not informative),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,6 +143,6 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _append(path: Path, line: dict[str, object]) -> None:
+def _append(path: Path, line: Mapping[str, object]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -51,6 +51,11 @@ class Janus(Policy):
             )
         self.drawing_tokens = network.config.vq_config.num_patches**2
 
+    @property
+    def vq(self) -> Any:
+        """The image tokenizer; `transformers` types its ids more narrowly than torch makes them."""
+        return self.network.model.vqmodel
+
     @classmethod
     def load(cls, path: str, config: PolicyConfig) -> Janus:
         """Reads a checkpoint in `transformers` format, safetensors only.
@@ -193,7 +198,7 @@ class Janus(Policy):
     def _pixels(self, image: Drawn) -> Tensor:
         """Pixels as the vision encoder wants them; a drawing stays in the model and is never rounded. [1, 3, H, W]"""
         if isinstance(image, Tokens):
-            return self.network.model.vqmodel.decode(image.ids[None].to(self.device))
+            return self.vq.decode(image.ids[None].to(self.device))
         return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]  # type: ignore[attr-defined]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
@@ -212,7 +217,7 @@ class Janus(Policy):
 
     def _image_tokens(self, pictures: Sequence[Image]) -> list[Tokens]:
         pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
-        ids = self.network.model.vqmodel.encode(pixels).image_tokens
+        ids = self.vq.encode(pixels).image_tokens
         return [_given("image", row) for row in ids.view(len(pictures), -1)]
 
     @torch.no_grad()
@@ -226,7 +231,7 @@ class Janus(Policy):
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
 
     def _pictures(self, ids: Tensor) -> list[Image]:
-        pixels = torch.cat([self.network.model.vqmodel.decode(part.to(self.device)) for part in ids.split(64)])
+        pixels = torch.cat([self.vq.decode(part.to(self.device)) for part in ids.split(64)])
         return self.processor.postprocess(list(pixels.float().cpu().numpy()), return_tensors="PIL.Image.Image")[
             "pixel_values"
         ]
@@ -245,9 +250,10 @@ def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGenerati
         ValueError: weights missing, truncated, incomplete or left over.
     """
     try:
-        network, info = JanusForConditionalGeneration.from_pretrained(
+        loaded: Any = JanusForConditionalGeneration.from_pretrained(
             path, use_safetensors=True, dtype=getattr(torch, config.dtype), output_loading_info=True
         )
+        network, info = loaded
     except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
         raise ValueError(f"policy.path = {path!r}: cannot read its weights ({error})") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -11,7 +11,7 @@ import copy
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,15 +34,14 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
 from unison.data import WorldItems
 from unison.evaluate import evaluate
-from unison.policies.base import Policy
+from unison.policies.base import Policy, Target
 from unison.policies.janus import Janus
 from unison.types import Context, Sampling
 from unison.world import scene as scenes
-from unison.world.pretrain_vq import ImageTokenizerConfig, judge_agreement, train_image_tokenizer
+from unison.world.pretrain_vq import PATCH, ImageTokenizerConfig, judge_agreement, train_image_tokenizer, train_vision
 from unison.world.render import CELL, SIZE, render
 
 GUIDANCE = 2.0  # classifier-free guidance of the tiny models
-PATCH = CELL // 2  # pixels a visual token spans
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class CorpusConfig:
 class LanguageConfig:
     """How the language model is trained."""
 
-    steps: int = 1000
+    steps: int = 800
     """Optimiser steps."""
     drawings: int = 48
     """Drawings a step."""
@@ -101,7 +100,7 @@ class Pair:
     """A supervised example: a context and what the model should write or draw."""
 
     context: Context
-    target: object  # str or PIL image
+    target: Target
 
 
 def drawing_pair(rng: random.Random, config: CorpusConfig) -> Pair:
@@ -250,7 +249,8 @@ def build_janus(processor: JanusProcessor, width: int = 192, layers: int = 5) ->
         do_sample=True,
         guidance_scale=2,
     )
-    network.generation_config.generation_kwargs = {"boi_token_id": tokenizer.boi_token_id}  # `update` drops new names
+    kwargs = {"boi_token_id": tokenizer.boi_token_id}
+    setattr(network.generation_config, "generation_kwargs", kwargs)  # noqa: B010 - `update` drops names it does not know
     return network
 
 
@@ -271,7 +271,7 @@ def train_language(
         losses = {}
         for name, make, count in (("draw", drawing_pair, config.drawings), ("answer", answer_pair, config.answers)):
             pairs = [make(rng, corpus) for _ in range(count)]
-            losses[name] = policy.nll([p.context for p in pairs], [p.target for p in pairs]).mean()  # type: ignore[misc]
+            losses[name] = token_mean(policy, pairs)
         optimizer.zero_grad()
         sum(losses.values()).backward()  # type: ignore[union-attr]
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -283,6 +283,12 @@ def train_language(
             )
         if (step + 1) % config.snapshot_every == 0 or step == config.steps - 1:
             snapshot(step + 1)
+
+
+def token_mean(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Negative log-likelihood per token: a mean per reply would teach bare answers ten times as hard as long ones."""
+    logps = policy([p.context for p in pairs], policy.encode([p.target for p in pairs]))
+    return -torch.cat(logps).mean()
 
 
 class Log:
@@ -317,6 +323,9 @@ def pretrain_janus(config: PretrainConfig) -> Path:
     vq = network.model.vqmodel
     vq.load_state_dict(image_tokenizer(config, vq.config, log))
     log({"stage": "image tokenizer", "judge_agreement": judge_agreement(vq)})
+    with torch.no_grad():
+        network.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
+    train_vision(network.model.vision_model, config.tokenizer, log)
     policy = Janus(network, processor, PolicyConfig(str(config.out), frozen=("vqmodel",), compute_dtype="bfloat16"))
 
     def snapshot(step: int) -> None:

@@ -1,28 +1,33 @@
-"""The image tokenizer of the tiny Janus: trained as an autoencoder, then quantised, then its decoder fine-tuned.
+"""The image tokenizer and the vision encoder of the tiny Janus.
 
-Training codebook and encoder together collapses to a few codes at this size, so the three are learnt one after the
-other: a plain autoencoder on l2-normalised latents; the codebook by spherical k-means on those latents; with
-encoder and codebook frozen, the decoder on quantised latents; last, encoder and decoder together through the finished
-codebook, which moves latents away from the borders between codes.
+Learning codebook, encoder and decoder together collapses to a few codes at this size, and k-means on an autoencoder's
+latents gives codes that depend on what else is in the picture. The world makes both unnecessary: its pictures are built
+from few distinct patches. Every distinct patch gets a code, the encoder learns to name the codes, the decoder to paint
+them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unison.world import scene as scenes
 from unison.world.judge import judge
-from unison.world.render import BACKGROUND, render
+from unison.world.render import BACKGROUND, CELL, render
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PATCH = CELL // 2  # pixels that a token spans
+VQ: TypeAlias = Any  # JanusVQVAE, whose methods `transformers` types more narrowly than torch's tensors are
 Log = Callable[[dict[str, object]], None]
 
 
@@ -30,22 +35,18 @@ Log = Callable[[dict[str, object]], None]
 class ImageTokenizerConfig:
     """How the image tokenizer is trained."""
 
-    autoencoder_steps: int = 700
-    """Steps of the plain autoencoder."""
-    kmeans_iterations: int = 20
-    """Iterations of spherical k-means for the codebook."""
-    decoder_steps: int = 700
-    """Steps of the decoder on quantised latents."""
-    latent_noise: float = 0.0
-    """Standard deviation of noise on the autoencoder's latents, which drives what matters apart."""
-    joint_steps: int = 200
-    """Steps of encoder and decoder together on the finished codebook."""
+    encoder_steps: int = 300
+    """Steps of the encoder, which learns to name the codes."""
+    decoder_steps: int = 400
+    """Steps of the decoder, which learns to paint them."""
+    vision_steps: int = 200
+    """Steps of the vision encoder, which learns to name the patches it sees."""
     batch_size: int = 64
     """Images a step."""
     learning_rate: float = 2e-3
     """Peak AdamW learning rate (one-cycle cosine)."""
     images: int = 8000
-    """Distinct training images rendered in advance."""
+    """Training images rendered in advance."""
     seed: int = 0
     """Seed of scenes, weights and order."""
 
@@ -58,41 +59,71 @@ def training_images(count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in drawn])).permute(0, 3, 1, 2).contiguous()
 
 
-def train_image_tokenizer(vq: JanusVQVAE, config: ImageTokenizerConfig, log: Log) -> None:
-    """Trains `vq` in place (see the module docstring); leaves it frozen in eval mode."""
+def train_image_tokenizer(vq: VQ, config: ImageTokenizerConfig, log: Log) -> None:
+    """Trains `vq` in place (see the module docstring); leaves it frozen in eval mode.
+
+    Raises:
+        ValueError: the codebook has fewer entries than the world has patches.
+    """
     images = training_images(config.images, config.seed)
-    everything = [vq.encoder, vq.quant_conv, vq.post_quant_conv, vq.decoder]
-    noise = torch.Generator().manual_seed(config.seed)
-
-    def autoencode(x: Tensor) -> Tensor:
-        latents = _latents(vq, x)
-        noisy = latents + config.latent_noise * torch.randn(latents.shape, generator=noise)
-        return _decode(vq, F.normalize(noisy, dim=1))
-
-    _fit(everything, autoencode, images, config.autoencoder_steps, config, log, "autoencoder")
+    codes = patch_codes(images)
+    used = int(codes.max()) + 1
+    if used > vq.config.num_embeddings:
+        raise ValueError(f"num_embeddings = {vq.config.num_embeddings}: the world has {used} distinct patches")
+    log({"stage": "codebook", "distinct_patches": used})
     with torch.no_grad():
-        codes = torch.cat(
-            [_latents(vq, _scale(batch)).permute(0, 2, 3, 1).reshape(-1, 8) for batch in images[:2400].split(128)]
-        )
-        vq.quantize.embedding.weight.copy_(spherical_kmeans(codes, vq.config.num_embeddings, config))
-    _fit(
-        [vq.post_quant_conv, vq.decoder],
-        lambda x: _reconstruct(vq, x),
-        images,
-        config.decoder_steps,
-        config,
-        log,
-        "decoder",
-    )
-    gently = dataclasses.replace(config, learning_rate=config.learning_rate / 4)
-    _fit(everything, lambda x: _straight_through(vq, x), images, config.joint_steps, gently, log, "joint")
+        vq.quantize.embedding.weight.copy_(spread_points(vq.config.num_embeddings, vq.config.embed_dim, config.seed))
+
+    def name_codes(x: Tensor, ids: Tensor) -> Tensor:
+        latents = F.normalize(vq.quant_conv(vq.encoder(x)).float(), dim=1)  # [B, D, H, W]
+        similarity = torch.einsum("bdhw,kd->bkhw", latents, vq.quantize.embedding.weight)
+        return F.cross_entropy(10 * similarity, rearrange(ids, "b (h w) -> b h w", h=latents.shape[2]))
+
+    def paint_codes(x: Tensor, ids: Tensor) -> Tensor:
+        return painting_loss(vq.decode(ids).float(), x)
+
+    _fit([vq.encoder, vq.quant_conv], name_codes, images, codes, config.encoder_steps, config, log, "encoder")
+    _fit([vq.post_quant_conv, vq.decoder], paint_codes, images, codes, config.decoder_steps, config, log, "decoder")
     vq.requires_grad_(False).eval()
+
+
+def train_vision(vision: Any, config: ImageTokenizerConfig, log: Log) -> None:
+    """Trains the vision encoder to name every patch, with a linear head that is thrown away. Real Janus models start
+    from a pretrained vision encoder too; from scratch, through the language model, it learns to see very late."""
+    images = training_images(config.images, config.seed)
+    codes = patch_codes(images)
+    head = nn.Linear(vision.config.hidden_size, int(codes.max()) + 1)
+
+    def name_patches(x: Tensor, ids: Tensor) -> Tensor:
+        return F.cross_entropy(head(vision(x).last_hidden_state).movedim(-1, 1).float(), ids)
+
+    _fit([vision, head], name_patches, images, codes, config.vision_steps, config, log, "vision")
+
+
+def patch_codes(images: Tensor) -> Tensor:
+    """The code of every patch: its number among the distinct patches. [N, 3, H, W] uint8 -> [N, tokens]"""
+    patches = rearrange(images, "n c (h p) (w q) -> (n h w) (c p q)", p=PATCH, q=PATCH)
+    _, codes = torch.unique(patches, dim=0, return_inverse=True)
+    return codes.view(len(images), -1)
+
+
+def spread_points(count: int, dimensions: int, seed: int) -> Tensor:
+    """Unit vectors far from one another: each is the farthest of many random ones from those chosen. [count, D]"""
+    generator = torch.Generator().manual_seed(seed)
+    points = F.normalize(torch.randn(20 * count, dimensions, generator=generator), dim=-1)
+    chosen = points[:1]
+    nearest = points @ chosen[0]
+    for _ in range(count - 1):
+        chosen = torch.cat([chosen, points[nearest.argmin(), None]])
+        nearest = torch.maximum(nearest, points @ chosen[-1])
+    return chosen
 
 
 def _fit(
     parts: list[nn.Module],
-    predict: Callable[[Tensor], Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
+    codes: Tensor,
     steps: int,
     config: ImageTokenizerConfig,
     log: Log,
@@ -103,10 +134,9 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.05)
     order = torch.Generator().manual_seed(config.seed)
     for step in range(steps):
-        x = _scale(images[torch.randint(len(images), (config.batch_size,), generator=order)])
+        rows = torch.randint(len(images), (config.batch_size,), generator=order)
         with torch.autocast("cpu", torch.bfloat16):
-            y = predict(x)
-        loss = _loss(y.float(), x)
+            loss = loss_of(to_pixels(images[rows]), codes[rows])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -116,89 +146,35 @@ def _fit(
             log({"stage": stage, "step": step, "loss": round(loss.item(), 5)})
 
 
-def _scale(images: Tensor) -> Tensor:
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 -> [-1, 1]"""
     return images.float() / 127.5 - 1
 
 
-def _loss(y: Tensor, x: Tensor) -> Tensor:
-    """Squared error, with the pixels of objects weighted up: most of a picture is background."""
+def painting_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Squared and absolute error, with the pixels of objects weighted up: most of a picture is background."""
     background = torch.from_numpy(BACKGROUND / 127.5 - 1).view(1, 3, 1, 1)
     weight = 1 + 4 * ((x - background).abs().amax(1, keepdim=True) > 0.1)
     return (weight * (y - x).square()).mean() + 0.2 * (weight * (y - x).abs()).mean()
 
 
-def _latents(vq: JanusVQVAE, x: Tensor) -> Tensor:
-    return F.normalize(vq.quant_conv(vq.encoder(x)).float(), dim=1)  # [B, 8, H, W]
-
-
-def _decode(vq: JanusVQVAE, latents: Tensor) -> Tensor:
-    return vq.decoder(vq.post_quant_conv(latents))
-
-
-def _reconstruct(vq: JanusVQVAE, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        tokens = encode(vq, x)
-    return vq.decode(tokens)
-
-
-def _straight_through(vq: JanusVQVAE, x: Tensor) -> Tensor:
-    """Reconstruction whose gradient passes the quantiser as if it were not there (van den Oord et al. 2017)."""
-    latents = _latents(vq, x)
-    codes = vq.quantize.embedding.weight
-    nearest = torch.einsum("bdhw,kd->bkhw", latents, codes).argmax(1)
-    quantised = codes[nearest].movedim(-1, 1).detach()
-    return _decode(vq, latents + (quantised - latents).detach())
-
-
-def encode(vq: JanusVQVAE, x: Tensor) -> Tensor:
+def encode(vq: VQ, x: Tensor) -> Tensor:
     """Pixels in [-1, 1] -> token ids. [B, 3, SIZE, SIZE] -> [B, tokens]"""
     return vq.encode(x).image_tokens.view(len(x), -1)
 
 
-def spherical_kmeans(points: Tensor, clusters: int, config: ImageTokenizerConfig) -> Tensor:
-    """Unit centres by cosine similarity; an empty cluster restarts at the worst-served point. [clusters, D]"""
-    generator = torch.Generator().manual_seed(config.seed)
-    centres = _seed_centres(points, clusters, generator)
-    for _ in range(config.kmeans_iterations):
-        similarity, nearest = _nearest(points, centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        empty = torch.bincount(nearest, minlength=clusters) == 0
-        sums[empty] = points[similarity.topk(int(empty.sum()), largest=False).indices]
-        centres = F.normalize(sums, dim=-1)
-    return centres
-
-
-def _seed_centres(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """k-means++ on a sample: background patches are most of all points and would take most random seeds."""
-    sample = points[torch.randperm(len(points), generator=generator)[:40000]]
-    chosen = sample[:1]
-    distance = 1 - sample @ chosen[0]
-    while len(chosen) < clusters:
-        pick = torch.multinomial(distance.clamp_min(1e-6).square(), 1, generator=generator)
-        chosen = torch.cat([chosen, sample[pick]])
-        distance = torch.minimum(distance, 1 - sample @ chosen[-1])
-    return chosen
-
-
-def _nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [(chunk @ centres.T).max(-1) for chunk in points.split(16384)]
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
-
-
 @torch.no_grad()
-def judge_agreement(vq: JanusVQVAE, count: int = 1200, seed: int = 1) -> float:
+def judge_agreement(vq: VQ, count: int = 1200, seed: int = 1) -> float:
     """Share of held-out true scenes that the judge still calls right after encoding and decoding: the ceiling of
     every drawing score."""
     rng = random.Random(seed)
-    agreed = 0
-    for i in range(count):
-        description, scene = scenes.sample(rng, scenes.TASKS[i % len(scenes.TASKS)], "eval")
-        pixels = torch.from_numpy(np.array(render(scene))).permute(2, 0, 1)[None]
-        agreed += judge(to_image(vq.decode(encode(vq, _scale(pixels)))[0]), description).correct
-    return agreed / count
+    pairs = [scenes.sample(rng, scenes.TASKS[i % len(scenes.TASKS)], "eval") for i in range(count)]
+    pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for _, scene in pairs])).permute(0, 3, 1, 2)
+    seen = [to_image(y) for batch in to_pixels(pixels).split(100) for y in vq.decode(encode(vq, batch))]
+    return sum(judge(image, d).correct for image, (d, _) in zip(seen, pairs, strict=True)) / count
 
 
-def to_image(pixels: Tensor):
+def to_image(pixels: Tensor) -> Image:
     """[-1, 1] pixels [3, H, W] -> PIL image."""
     from PIL import Image
 
