@@ -64,6 +64,8 @@ class CorpusConfig:
 class LanguageConfig:
     """How the language model is trained."""
 
+    start: str = ""
+    """Checkpoint to go on from; empty starts from random weights."""
     steps: int = 800
     """Optimiser steps."""
     drawings: int = 48
@@ -313,10 +315,26 @@ def image_tokenizer(config: PretrainConfig, shape: JanusVQVAEConfig, log: Log) -
     return load_file(finished)
 
 
-def pretrain_janus(config: PretrainConfig) -> Path:
+def pretrain_janus(config: PretrainConfig, held_out_items: int = 240) -> Path:
     """Builds and trains the tiny Janus; returns its checkpoint folder, in plain `transformers` format (bfloat16)."""
     config.out.mkdir(parents=True, exist_ok=True)
     log = Log(config.out / "pretrain.jsonl")
+    settings = PolicyConfig(config.language.start, frozen=("vqmodel",), compute_dtype="bfloat16")
+    if config.language.start:
+        policy = Janus.load(config.language.start, settings)
+    else:
+        policy = Janus(*untaught(config, log), settings)
+
+    def snapshot(step: int) -> None:
+        log({"stage": "held-out", "step": step, **held_out(policy, held_out_items)})
+        save_small(policy, config.out / "model")
+
+    train_language(policy, config.language, config.corpus, log, snapshot)
+    return config.out / "model"
+
+
+def untaught(config: PretrainConfig, log: Log) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
+    """A Janus that can see and paint patches, with a random language model, and its processor."""
     torch.manual_seed(config.language.seed)
     processor = build_processor(config.corpus)
     network = build_janus(processor)
@@ -326,17 +344,10 @@ def pretrain_janus(config: PretrainConfig) -> Path:
     with torch.no_grad():
         network.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
     train_vision(network.model.vision_model, config.tokenizer, log)
-    policy = Janus(network, processor, PolicyConfig(str(config.out), frozen=("vqmodel",), compute_dtype="bfloat16"))
-
-    def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **held_out(policy)})
-        save_small(policy, config.out / "model")
-
-    train_language(policy, config.language, config.corpus, log, snapshot)
-    return config.out / "model"
+    return network, processor
 
 
-def held_out(policy: Policy, items: int = 240) -> dict[str, object]:
+def held_out(policy: Policy, items: int) -> dict[str, object]:
     """Figures of the model on held-out items, with the sampling of the tiny recipes."""
     suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=items)
     scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=Sampling(guidance=GUIDANCE))

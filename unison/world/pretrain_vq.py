@@ -88,16 +88,23 @@ def train_image_tokenizer(vq: VQ, config: ImageTokenizerConfig, log: Log) -> Non
 
 
 def train_vision(vision: Any, config: ImageTokenizerConfig, log: Log) -> None:
-    """Trains the vision encoder to name every patch, with a linear head that is thrown away. Real Janus models start
-    from a pretrained vision encoder too; from scratch, through the language model, it learns to see very late."""
+    """Trains the vision encoder to say of every patch what it is and where, with linear heads that are thrown away.
+
+    Real Janus models start from a pretrained vision encoder too; from scratch, through the language model, it learns to
+    see very late.
+    """
     images = training_images(config.images, config.seed)
     codes = patch_codes(images)
-    head = nn.Linear(vision.config.hidden_size, int(codes.max()) + 1)
+    what = nn.Linear(vision.config.hidden_size, int(codes.max()) + 1)
+    where = nn.Linear(vision.config.hidden_size, codes.shape[1])
+    places = torch.arange(codes.shape[1])
 
     def name_patches(x: Tensor, ids: Tensor) -> Tensor:
-        return F.cross_entropy(head(vision(x).last_hidden_state).movedim(-1, 1).float(), ids)
+        states = vision(x).last_hidden_state  # [B, tokens, D]
+        said, placed = (head(states).movedim(-1, 1).float() for head in (what, where))
+        return F.cross_entropy(said, ids) + F.cross_entropy(placed, places.expand(len(x), -1))
 
-    _fit([vision, head], name_patches, images, codes, config.vision_steps, config, log, "vision")
+    _fit([vision, what, where], name_patches, images, codes, config.vision_steps, config, log, "vision")
 
 
 def patch_codes(images: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""The bundled tiny Janus: what it is, what it can do, and that its pretraining runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from unison.config import PolicyConfig
+from unison.data import open_items
+from unison.evaluate import evaluate
+from unison.policies import ASSETS, load_policy
+from unison.recipes.corl import tiny
+from unison.world.pretrain import CorpusConfig, LanguageConfig, PretrainConfig, pretrain_janus
+from unison.world.pretrain_vq import ImageTokenizerConfig, judge_agreement, patch_codes, spread_points, training_images
+
+TINY = ASSETS / "tiny-janus"
+
+
+def test_the_tiny_janus_is_small_and_plain():
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) <= 8 * 2**20
+    network = JanusForConditionalGeneration.from_pretrained(TINY)
+    assert 2e6 <= sum(p.numel() for p in network.parameters()) <= 6e6
+    assert network.config.model_type == "janus"
+
+
+def test_its_image_tokenizer_keeps_what_the_judge_needs():
+    network = JanusForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
+    assert judge_agreement(network.model.vqmodel, count=300) >= 0.97
+
+
+def test_equal_patches_and_only_they_share_a_code():
+    images = training_images(60, seed=3)
+    codes = patch_codes(images)
+    patches = images.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * 64)
+    for code in codes.unique().tolist():
+        same = patches[codes.view(-1) == code]
+        assert bool((same == same[0]).all())
+    assert len(patches.unique(dim=0)) == len(codes.unique())
+
+
+def test_codebook_points_are_unit_vectors_apart():
+    points = spread_points(64, 8, seed=0)
+    similarity = points @ points.T - 2 * torch.eye(64)
+    assert torch.allclose(points.norm(dim=-1), torch.ones(64), atol=1e-5)
+    assert float(similarity.max()) < 0.9
+
+
+@pytest.mark.slow
+def test_the_tiny_janus_leaves_room_on_both_sides():
+    config = tiny()
+    items = open_items("world", "eval", config.data, 0, 600)
+    result = evaluate(
+        load_policy(PolicyConfig(str(TINY))), [items[i] for i in range(600)], config.scenario, config.evaluation
+    )
+    figures = {name: estimate.value for name, estimate in result.figures().items()}
+    assert 0.45 <= figures["drawing"] <= 0.75
+    assert 0.45 <= figures["answer"] <= 0.8
+    assert 0.3 <= figures["format"] <= 0.9
+
+
+@pytest.mark.slow
+def test_pretraining_runs_from_scratch_and_logs_its_figures(tmp_path: Path):
+    config = PretrainConfig(
+        out=tmp_path,
+        tokenizer=ImageTokenizerConfig(encoder_steps=2, decoder_steps=2, vision_steps=2, images=60, batch_size=4),
+        language=LanguageConfig(steps=2, drawings=2, answers=2, snapshot_every=2),
+        corpus=CorpusConfig(),
+    )
+    folder = pretrain_janus(config, held_out_items=6)
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()]
+    assert {"codebook", "encoder", "decoder", "image tokenizer", "vision", "language", "held-out"} <= set(stages)
+    assert load_policy(PolicyConfig(str(folder))).family == "janus"
