@@ -8,14 +8,14 @@ import pytest
 
 from unison.rewards.text import accuracy, format_, is_formatted, is_right, parse_answer
 from unison.types import AnswerKind, Item, Trajectory
-from unison.world.pretrain import SUFFIX
+from unison.world.scene import REPLY_FORMAT as SUFFIX
 from unison.world.scene import TASKS, ask, sample
 
 INLINE = "What color is the circle? A. red B. blue C. green D. black"
 LINES = INLINE.replace(" A.", "\nA.").replace(" B.", "\nB.").replace(" C.", "\nC.").replace(" D.", "\nD.")
 QUESTIONS = {
     "inline": INLINE,
-    "inline with the world's suffix": f"{INLINE} {SUFFIX}",
+    "inline with the world's suffix": f"{INLINE}\n{SUFFIX}",
     "lines": LINES,
     "lines, then a request": f"{LINES}\n{SUFFIX}",
     "inline, then a request on its own line": f"{INLINE}\nThink first.",
@@ -160,7 +160,7 @@ def test_options_that_cannot_be_read_leave_the_letter() -> None:
 
 
 def test_options_of_several_words_are_read_whole() -> None:
-    item = choice("C", "Where is it? A. left of B. right of C. on the big table D. below " + SUFFIX)
+    item = choice("C", "Where is it? A. left of B. right of C. on the big table D. below\n" + SUFFIX)
     assert is_right("on the big table", item)
     assert is_right("C. on the big table", item)
     assert not is_right("on the", item)
@@ -171,8 +171,8 @@ def test_every_question_of_the_world_accepts_its_answer_and_rejects_the_others()
     for i in range(120):
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         question = ask(rng, description, scene)
-        options = choice(question.letter, f"{question.multiple_choice()} {SUFFIX}")
-        free = Item("x", question=f"{question.text} {SUFFIX}", answer=question.answer)
+        options = choice(question.letter, f"{question.multiple_choice()}\n{SUFFIX}")
+        free = Item("x", question=f"{question.text}\n{SUFFIX}", answer=question.answer)
         for letter, option in zip("ABCD", question.options, strict=True):
             right = option == question.answer
             assert is_right(tagged(option), free) == right

@@ -47,6 +47,13 @@ def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, out=out, scenario=dataclasses.replace(config.scenario, text=text))
 
 
+def with_varied_rewards(config: RunConfig) -> Trainer:
+    """A trainer whose rewards always differ within a group: random weights rarely earn any."""
+    trainer = Trainer(config)
+    trainer.rewards["world"] = lambda ts, policy: [float(t.turns[0].action.ids.float().mean()) for t in ts]
+    return trainer
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -68,7 +75,7 @@ def test_a_run_leaves_metrics_evaluations_checkpoints_and_a_report(checkpoint: P
 
 
 def test_only_the_language_model_is_trained(checkpoint: Path, tmp_path: Path):
-    trainer = Trainer(small(checkpoint, tmp_path / "run"))
+    trainer = with_varied_rewards(small(checkpoint, tmp_path / "run"))
     before = weights(trainer)
     trainer.train()
     changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
@@ -121,7 +128,7 @@ def _flat(trainer: Trainer) -> dict[str, Any]:
 
 def test_kl_to_the_reference_is_zero_at_the_first_step_and_not_after(checkpoint: Path, tmp_path: Path):
     config = small(checkpoint, tmp_path / "run", objective__kl_beta=0.1, optim__learning_rate=1e-2)
-    rows = metrics(Trainer(config).train())
+    rows = metrics(with_varied_rewards(config).train())
     assert rows[0]["image/kl"] == pytest.approx(0, abs=1e-7)
     assert rows[1]["image/kl"] > 1e-6
 
@@ -155,7 +162,8 @@ def test_a_reward_that_raises_stops_the_run_with_its_name_and_keeps_the_checkpoi
 def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: Path, tmp_path: Path):
     from transformers import JanusForConditionalGeneration
 
-    trainer = Trainer(small(checkpoint, tmp_path / "run", policy__lora_rank=2, optim__learning_rate=1e-2))
+    config = small(checkpoint, tmp_path / "run", policy__lora_rank=2, optim__learning_rate=1e-2)
+    trainer = with_varied_rewards(config)
     assert all("lora" in name for name, p in trainer.policy.network.named_parameters() if p.requires_grad)
     run = trainer.train()
     exported = JanusForConditionalGeneration.from_pretrained(run / "checkpoints" / "final")
