@@ -7,6 +7,7 @@ the widths are small. Vision encoder and image decoder are smaller still, for no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -74,7 +75,7 @@ def build_processor(drawing: Drawing) -> JanusProcessor:
     return JanusProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE, num_image_tokens=drawing.tokens)
 
 
-def _with_drawing(config: JanusConfig, drawing: Drawing) -> JanusConfig:
+def _with_drawing(config: Any, drawing: Drawing) -> JanusConfig:
     config.vq_config.num_patches = drawing.side
     config.vq_config.num_embeddings = drawing.codes
     config.vision_config.image_size = 16 * drawing.side
@@ -88,7 +89,8 @@ def _speak(network: JanusForConditionalGeneration, processor: JanusProcessor) ->
     network.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    network.generation_config.generation_kwargs = {"boi_token_id": tokenizer.boi_token_id}
+    generation: Any = network.generation_config
+    generation.generation_kwargs = {"boi_token_id": tokenizer.boi_token_id}
 
 
 def picture(drawing: Drawing) -> Image.Image:

@@ -33,7 +33,7 @@ def sides(policy: Janus, group: int, guidance: float, greedy: bool = False) -> d
     def transformers() -> Tensor:
         return policy.network.generate(  # type: ignore[return-value]
             prompt,
-            attention_mask=torch.ones_like(prompt),
+            attention_mask=torch.ones_like(prompt),  # type: ignore[arg-type]
             generation_mode="image",
             num_return_sequences=group,
             guidance_scale=guidance,

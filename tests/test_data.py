@@ -118,7 +118,7 @@ def test_the_form_of_a_question_changes_neither_picture_nor_truth():
 
 def test_world_questions_end_with_the_suffix_if_there_is_one():
     bare, asked = WorldItems("train", "mixed", "", 0, 12), WorldItems("train", "mixed", SUFFIX, 0, 12)
-    assert [x.question for x in asked] == [f"{x.question} {SUFFIX}" for x in bare]
+    assert [x.question for x in asked] == [f"{x.question}\n{SUFFIX}" for x in bare]
 
 
 @pytest.mark.parametrize("index", [-1, 6])
@@ -148,7 +148,7 @@ def test_columns_can_be_mapped_and_the_suffix_is_appended():
     rows = datasets.Dataset.from_list([{"text": "a cat", "q": "What?", "a": 3}])
     items = TableItems(rows, {"prompt": "text", "question": "q", "answer": "a"}, SUFFIX, False, "x.jsonl")
     item = items[0]
-    assert (item.prompt, item.question, item.answer) == ("a cat", f"What? {SUFFIX}", "3")
+    assert (item.prompt, item.question, item.answer) == ("a cat", f"What?\n{SUFFIX}", "3")
     assert (item.image, item.kind, item.id) == (None, "open_ended", "x-0")
 
 
@@ -311,7 +311,7 @@ def test_local_files_are_read_offline(suffix: str, tmp_path: Path, monkeypatch: 
             data.to_csv(path)
     items = open_items(str(path), "train", DataConfig(question_suffix=SUFFIX), 0, 99)
     assert [(x.id, x.answer) for x in items] == [("data-0", "None"), ("data-1", "3")]
-    assert items[0].question == f"What is it? {SUFFIX}"
+    assert items[0].question == f"What is it?\n{SUFFIX}"
     assert np.array_equal(np.asarray(items[1].image), np.asarray(PICTURE))
 
 

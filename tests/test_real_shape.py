@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with the published pattern and every width cut down."""
     tokenizer = build_tokenizer(CorpusConfig())
     shape = JanusShape(64, 2, 2, 128, len(tokenizer), 32, 1, 2, vq_base_channels=32)
-    config = shape.config()
+    config: Any = shape.config()
     config.image_token_id = tokenizer.image_token_id
     torch.manual_seed(0)
     network = JanusForConditionalGeneration(config)
@@ -38,9 +39,10 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_shape_has_the_published_size():
     with torch.device("meta"):
-        network = JanusForConditionalGeneration(PUBLISHED["deepseek-community/Janus-Pro-1B"].config())
-    assert network.config.vq_config.num_patches**2 == 576
-    assert network.config.vq_config.num_embeddings == 16384
+        config: Any = PUBLISHED["deepseek-community/Janus-Pro-1B"].config()
+        network = JanusForConditionalGeneration(config)
+    assert config.vq_config.num_patches**2 == 576
+    assert config.vq_config.num_embeddings == 16384
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(2.1e9, rel=0.03)
     assert sum(p.numel() for p in network.model.language_model.parameters()) == pytest.approx(1.5e9, rel=0.05)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,9 @@ def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
     """
     import peft
 
-    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=config.lora_targets)
+    settings = peft.LoraConfig(
+        r=config.lora_rank, lora_alpha=cast(Any, config.lora_alpha), target_modules=config.lora_targets
+    )
     try:
         return peft.get_peft_model(network, settings)  # type: ignore[arg-type]
     except ValueError as error:

@@ -240,18 +240,19 @@ def packed(*parts: object) -> Iterator[None]:
     PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but
     not on the one position a row of sampling.
     """
-    linears = {m for part in parts if isinstance(part, nn.Module) for m in part.modules() if _packable(m)}
+    modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
+    linears = {m for m in modules if isinstance(m, nn.Linear) and _packable(m)}
     for linear in linears:
         # an attribute of the instance hides the method of its class until it is deleted
-        linear.forward = partial(_packed_linear, _packed_weight(linear), linear.bias)
+        vars(linear)["forward"] = partial(_packed_linear, _packed_weight(linear), linear.bias)
     try:
         yield
     finally:
         for linear in linears:
-            del linear.forward
+            del vars(linear)["forward"]
 
 
-def _packable(module: nn.Module) -> bool:
+def _packable(module: nn.Linear) -> bool:
     return (
         type(module) is nn.Linear  # not a subclass, whose forward may mean more
         and "forward" not in vars(module)  # nor one that another library has wrapped

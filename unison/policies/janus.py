@@ -49,7 +49,7 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
-        self.drawing_tokens = network.config.vq_config.num_patches**2
+        self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
 
     @property
     def vq(self) -> Any:
@@ -193,7 +193,8 @@ class Janus(Policy):
 
     def _image_features(self, images: Sequence[Drawn]) -> Tensor:
         pixels = torch.cat([self._pixels(image) for image in images]).to(self.device)
-        return self.network.model.get_image_features(pixels.to(self.network.dtype)).pooler_output  # [N, tokens, D]
+        features: Any = self.network.model.get_image_features(pixels.to(self.network.dtype))  # type: ignore[arg-type]
+        return features.pooler_output  # [N, tokens, D]
 
     def _pixels(self, image: Drawn) -> Tensor:
         """Pixels as the vision encoder wants them; a drawing stays in the model and is never rounded. [1, 3, H, W]"""

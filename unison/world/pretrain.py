@@ -252,7 +252,7 @@ def build_janus(processor: JanusProcessor, width: int = 192, layers: int = 5) ->
         guidance_scale=2,
     )
     kwargs = {"boi_token_id": tokenizer.boi_token_id}
-    setattr(network.generation_config, "generation_kwargs", kwargs)  # noqa: B010 - `update` drops names it does not know
+    vars(network.generation_config)["generation_kwargs"] = kwargs  # `update` drops names that it does not know
     return network
 
 
