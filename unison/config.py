@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from unison.types import Sampling
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,19 @@ def check(config: RunConfig) -> None:
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise ValueError(f"{name} = {value!r}: must be {rule}")
+
+
+def pick(table: Mapping[str, T], name: str, field: str) -> T:
+    """The entry of that name.
+
+    Raises:
+        ValueError: unknown name; says the field, the nearest name and all choices.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{field} {name!r} is unknown; {hint}choices: {', '.join(table)}")
+    return table[name]
 
 
 def to_json(config: RunConfig) -> str:

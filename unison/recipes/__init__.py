@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
-from unison.config import RunConfig
+from unison.config import RunConfig, pick
 from unison.recipes import corl
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -20,11 +19,7 @@ def find(name: str) -> Callable[[], RunConfig]:
     Raises:
         ValueError: unknown name.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"recipe {name!r} is unknown; {hint}choices: {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return pick(RECIPES, name, "recipe")
 
 
 def summary(name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 
+from unison.config import pick
 from unison.types import Metrics, RewardFn, Trajectory
 
 REWARDS = {
@@ -27,11 +27,7 @@ def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
     """
     found: dict[str, RewardFn] = {}
     for name in names:
-        if name not in REWARDS:
-            near = difflib.get_close_matches(name, REWARDS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"rewards: {name!r} is unknown; {hint}choices: {', '.join(REWARDS)}")
-        module, function = REWARDS[name].split(":")
+        module, function = pick(REWARDS, name, "rewards:").split(":")
         found[name] = getattr(import_module(module), function)
     return found
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unison.config import ScenarioConfig
+from unison.config import ScenarioConfig, pick
 from unison.policies.base import Policy
 from unison.scenarios import t2i, understanding, unified
 from unison.scenarios.common import Seeds
@@ -58,8 +57,4 @@ def find(name: str) -> Scenario:
     Raises:
         ValueError: unknown name.
     """
-    if name not in SCENARIOS:
-        near = difflib.get_close_matches(name, SCENARIOS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"scenario.name = {name!r} is unknown; {hint}choices: {', '.join(SCENARIOS)}")
-    return SCENARIOS[name]
+    return pick(SCENARIOS, name, "scenario.name")

@@ -48,6 +48,8 @@ GUIDANCE = 2.0  # classifier-free guidance of the tiny models
 class CorpusConfig:
     """How clean the pretraining corpus is."""
 
+    drawn_tasks: tuple[str, ...] = scenes.TASKS
+    """Task types of the drawing prompts."""
     wrong_captions: float = 0.15
     """Share of drawing prompts that belong to another scene of the same task."""
     wrong_answers: float = 0.2
@@ -107,7 +109,7 @@ class Pair:
 
 def drawing_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A prompt and a picture, which do not always belong together."""
-    task = rng.choice(scenes.TASKS)
+    task = rng.choice(config.drawn_tasks)
     description, scene = scenes.sample(rng, task, "train")
     if rng.random() < config.wrong_captions:
         description, _ = scenes.sample(rng, task, "train")
