@@ -289,3 +289,8 @@ def test_the_verdict_says_what_is_wrong(prompt: str, objects: list[tuple], reaso
     scene = tuple(Object(*values) for values in objects)
     assert check(scene, parse_prompt(prompt)).reason == reason
     assert judge(render(scene), parse_prompt(prompt)).reason == reason
+
+
+@pytest.mark.parametrize("prompt", ["a circle", "two crosses", "a red circle", "a circle above a cross"])
+def test_an_empty_picture_earns_nothing(prompt: str):
+    assert judge(render(()), parse_prompt(prompt)).score == 0

@@ -257,8 +257,8 @@ class Verdict:
 def check(scene: Scene, description: Description) -> Verdict:
     """Whether the scene is what the description asks for, nothing missing and nothing extra.
 
-    Partial credit is the mean over: each clause's count, each clause's colour, the relation, and the absence of
-    other objects (in the spirit of the partial-credit GenEval reward, without its negative scores).
+    Partial credit is the mean over: each clause's count, each clause's colour, the relation, and the share of objects
+    that were asked for (in the spirit of the partial-credit GenEval reward, without its negative scores).
     """
     parts: list[tuple[float, str]] = []
     for clause in description.clauses:
@@ -274,7 +274,8 @@ def check(scene: Scene, description: Description) -> Verdict:
     wanted = {clause.shape for clause in description.clauses}
     extra = [o for o in scene if o.shape not in wanted]
     named = ", ".join(f"{o.color} {o.shape}" for o in extra)
-    parts.append((1 / (1 + len(extra)), f"extra: {named}"))
+    wanted_share = 1 - len(extra) / len(scene) if scene else 0.0  # an empty picture earns nothing
+    parts.append((wanted_share, f"extra: {named}" if scene else "nothing is drawn"))
     wrong = [reason for credit, reason in parts if credit < 1]
     return Verdict(not wrong, sum(credit for credit, _ in parts) / len(parts), "; ".join(wrong) or "as asked")
 
