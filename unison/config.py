@@ -222,7 +222,7 @@ def pick(table: Mapping[str, T], name: str, field: str) -> T:
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{field} {name!r} is unknown; {hint}choices: {', '.join(table)}")
+        raise ValueError(f"{field} = {name!r} is unknown; {hint}choices: {', '.join(table)}")
     return table[name]
 
 

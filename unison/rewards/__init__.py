@@ -27,7 +27,7 @@ def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
     """
     found: dict[str, RewardFn] = {}
     for name in names:
-        module, function = pick(REWARDS, name, "rewards:").split(":")
+        module, function = pick(REWARDS, name, "rewards").split(":")
         found[name] = getattr(import_module(module), function)
     return found
 
