@@ -68,13 +68,13 @@ class LanguageConfig:
 
     start: str = ""
     """Checkpoint to go on from; empty starts from random weights."""
-    steps: int = 800
+    steps: int = 3000
     """Optimiser steps."""
-    drawings: int = 48
+    drawings: int = 24
     """Drawings a step."""
-    answers: int = 32
+    answers: int = 16
     """Answers a step; they are the longer sequences."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak AdamW learning rate (one-cycle cosine)."""
     snapshot_every: int = 500
     """Steps between evaluations on held-out items, each with a saved checkpoint."""
