@@ -58,7 +58,7 @@ class ScenarioConfig:
     """How the policy acts on an item."""
 
     name: str = "unified"
-    """One of the scenarios listed by `unison recipes --scenarios`."""
+    """One of the scenarios listed by `unison recipes`."""
     group_size: int = 8
     """Trajectories per item, G."""
     text: Sampling = Sampling()

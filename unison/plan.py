@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.table import Table
 from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import COLUMNS, open_items
-from unison.policies import FAMILIES, locate
+from unison.policies import family_of, locate
 from unison.rewards import load_rewards
 
 GIB = 2**30
@@ -77,9 +76,7 @@ def model_config(config: PolicyConfig) -> Any:
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"policy.path = {config.path!r}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
+    family_of(str(folder))
     return JanusConfig.from_pretrained(folder)
 
 
