@@ -725,6 +725,14 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(
         assert torch.allclose(network.eval()(**again).logits, expected, atol=CLOSE)
 
 
+def test_saving_restores_the_begin_of_image_id_that_loading_drops(checkpoint: Path, tmp_path: Path) -> None:
+    policy = load_policy(PolicyConfig(str(checkpoint)))
+    policy.save(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    boi = cast(Janus, policy).tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    assert saved["generation_kwargs"] == {"boi_token_id": boi}
+
+
 def test_a_checkpoint_in_bfloat16_writes_draws_and_trains(checkpoint: Path) -> None:
     policy = load_policy(PolicyConfig(str(checkpoint), dtype="bfloat16", compute_dtype="bfloat16"))
     contexts = [Context((PICTURE, SHORT)), Context((LONG,))]

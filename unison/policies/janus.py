@@ -240,7 +240,10 @@ class Janus(Policy):
     def save(self, folder: Path) -> None:
         from unison.policies.adapters import merged
 
-        merged(self).save_pretrained(folder)
+        network = merged(self)
+        # part of the published format, for `generate(generation_mode="image")`; `transformers` 5 drops it at loading
+        vars(network.generation_config)["generation_kwargs"] = {"boi_token_id": self.tokenizer.boi_token_id}
+        network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
