@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from unison.config import RunConfig, from_json
+from unison.evaluate import Evaluation
 from unison.stats import Estimate, task_difference, task_mean
 
 Row: TypeAlias = dict[str, Any]
@@ -80,14 +81,6 @@ def write_report(run: Path) -> Path:
 
 
 # -- reading a run folder ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One file of the `eval` folder."""
-
-    step: int
-    records: list[Row]
 
 
 @dataclass(frozen=True)
