@@ -29,18 +29,19 @@ def tiny() -> RunConfig:
     """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
 
     `unison train corl/tiny`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an answer,
-    token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge stands
-    in for the cycle and matching rewards, guidance 2 in place of 5, and a learning rate for 2.3 M parameters.
+    token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge (partial
+    credit and strict decision) stands in for the cycle and matching rewards, guidance is 1.75 in place of 5, and the
+    learning rate is for 0.8 M trained parameters.
     """
     return RunConfig(
         recipe="corl/tiny",
         policy=PolicyConfig("assets/tiny-janus", frozen=LANGUAGE_MODEL_ONLY),
-        data=DataConfig(questions="mixed", question_suffix=REPLY_FORMAT),
-        scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=2.0)),
-        rewards={"world": 1.0, "accuracy": 0.8, "format": 0.8},
+        data=DataConfig(questions="open_ended", question_suffix=REPLY_FORMAT),
+        scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=1.75)),
+        rewards={"world": 1.0, "world_strict": 1.0, "accuracy": 0.8, "format": 0.8},
         objective=GRPOConfig(),
         optim=OptimConfig(
-            steps=80, items_per_step=12, micro_batch_items=12, learning_rate=1e-4, warmup_steps=3, betas=(0.9, 0.99)
+            steps=80, items_per_step=12, micro_batch_items=12, learning_rate=3e-4, warmup_steps=3, betas=(0.9, 0.99)
         ),
         evaluation=EvalConfig(items=600, every=20, during_items=120),
         out=Path("runs/corl-tiny"),
