@@ -5,7 +5,7 @@
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
-DEMO ?= train corl/tiny --out runs/demo --overwrite
+DEMO ?= train corl/tiny-unified --out runs/demo --overwrite
 
 BIN := .venv/bin
 STAMP := .venv/.stamp

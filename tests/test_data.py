@@ -465,7 +465,7 @@ def test_an_export_holds_the_corl_columns_and_bare_questions(tmp_path: Path):
     rows = (export(world, tmp_path, 6) / "metadata.jsonl").read_text().splitlines()
     first = json.loads(rows[0])
     assert set(first) == {
-        *("prompt", "real_image", "qa_problem", "qa_solution", "qa_type", "task", "id"),
+        *("prompt", "real_image", "qa_problem", "qa_solution", "qa_reply", "qa_type", "task", "id"),
         "file_name",
     }
     assert first["qa_problem"] == "What shape is in the image?"

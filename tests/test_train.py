@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     """The tiny recipe on random weights, a few seconds a run; `changes` by dotted field with __ for the dot."""
-    config = recipes.find("corl/tiny")()
+    config = recipes.find("corl/tiny-unified")()
     fields: dict[str, Any] = {
         "policy__path": str(checkpoint),
         "scenario__group_size": 4,
@@ -195,7 +195,7 @@ def test_what_cannot_work_is_said_before_training_starts(
 
 
 def test_saved_configurations_are_read_back_and_bad_ones_named():
-    config = recipes.find("corl/tiny")()
+    config = recipes.find("corl/tiny-unified")()
     assert from_json(to_json(config)) == config
     values = json.loads(to_json(config))
     values["optim"]["stepz"] = 3
@@ -207,6 +207,25 @@ def test_saved_configurations_are_read_back_and_bad_ones_named():
         from_json(json.dumps(values))
     with pytest.raises(ValueError, match="not valid JSON"):
         from_json("{")
+
+
+def test_imitation_makes_the_shown_replies_and_drawings_likelier(checkpoint: Path, tmp_path: Path):
+    config = small(
+        checkpoint,
+        tmp_path / "run",
+        scenario__name="imitate",
+        advantage__kind="constant",
+        objective__name="sft",
+        rewards={},
+        optim__steps=6,
+        optim__items_per_step=12,
+        optim__micro_batch_items=6,
+        optim__learning_rate=3e-3,
+    )
+    rows = metrics(Trainer(config).train())
+    for modality in ("text", "image"):
+        assert rows[-1][f"{modality}/nll"] < 0.9 * rows[0][f"{modality}/nll"]
+    assert not any(row["constant_step"] for row in rows)
 
 
 # -- whole commands ------------------------------------------------------------------------------------------------
@@ -240,6 +259,25 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
     resumed = run_command([sys.executable, "-m", "unison", "train", "--resume", str(tmp_path / "killed")])
     assert resumed.returncode == 0, resumed.stderr
     assert log.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: Path, tmp_path: Path):
+    out = tmp_path / "chain"
+    few = "--optim.steps 1 --optim.items-per-step 2 --optim.micro-batch-items 2 --evaluation.items 6".split()
+    few += f"--scenario.group-size 2 --scenario.text.max-tokens 8 --policy.path {checkpoint} --out {out}".split()
+    done = run_command([sys.executable, "-m", "unison", "train", "corl/tiny", *few, "--trackers"])
+    assert done.returncode == 0, done.stderr
+    stages = ["unified", "draw", "multiple-choice", "open-ended"]
+    assert all((out / stage / "report.html").exists() for stage in stages)
+    for stage in stages[1:]:
+        path = json.loads((out / stage / "config.json").read_text())["policy"]["path"]
+        assert path == str(out / "unified" / "checkpoints" / "final")
+    (out / "open-ended" / "report.html").unlink()
+    again = run_command([sys.executable, "-m", "unison", "train", "--resume", str(out)])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished") == 3
+    assert (out / "open-ended" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from unison.types import Sampling
 
@@ -71,6 +71,8 @@ class ScenarioConfig:
 class AdvantageConfig:
     """How rewards become advantages."""
 
+    kind: Literal["group", "constant"] = "group"
+    """Compare the siblings of a group, or give every trajectory the advantage 1 (imitation)."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
     epsilon: float = 1e-4
@@ -80,9 +82,11 @@ class AdvantageConfig:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
-    """The clipped policy-gradient objective."""
+class ObjectiveConfig:
+    """What is minimised over the decisions of a rollout."""
 
+    name: Literal["grpo", "sft"] = "grpo"
+    """Clipped policy gradient, or negative log-likelihood weighted by the advantage."""
     clip_low: float = 0.2
     """Ratio clip below 1."""
     clip_high: float = 0.2
@@ -161,7 +165,7 @@ class RunConfig:
     abstain_on_error: tuple[str, ...] = ()
     """Rewards whose exceptions count as 'cannot judge' instead of stopping the run."""
     advantage: AdvantageConfig = AdvantageConfig()
-    objective: GRPOConfig = GRPOConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
     out: Path = Path("runs/unnamed")
@@ -177,6 +181,20 @@ class RunConfig:
         check(self)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One run of a chain."""
+
+    name: str
+    """Folder inside the chain's folder."""
+    config: RunConfig
+    start: str = ""
+    """Earlier stage whose final checkpoint this one starts from; empty starts from its own `policy.path`."""
+
+
+Chain: TypeAlias = tuple[Stage, ...]
+
+
 def check(config: RunConfig) -> None:
     """Rejects settings that cannot work, before anything is loaded.
 
@@ -184,7 +202,9 @@ def check(config: RunConfig) -> None:
         ValueError: names the field, its value and the remedy.
     """
     optim, group = config.optim, config.scenario.group_size
-    _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+    if config.advantage.kind == "group":
+        _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+        _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     for name in ("steps", "items_per_step", "micro_batch_items", "updates_per_rollout"):
         _require(getattr(optim, name) >= 1, f"optim.{name}", getattr(optim, name), "at least 1")
     _require(
@@ -204,7 +224,6 @@ def check(config: RunConfig) -> None:
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
         _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
-    _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 

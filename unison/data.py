@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from unison.config import DataConfig
 from unison.types import AnswerKind, Item
 from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, sample
+from unison.world.scene import TASKS, Split, ask, caption, sample
 
 if TYPE_CHECKING:
     import datasets
@@ -39,6 +39,7 @@ COLUMNS = {
     "image": "real_image",
     "question": "qa_problem",
     "answer": "qa_solution",
+    "reply": "qa_reply",
     "kind": "qa_type",
     "task": "task",
     "id": "id",
@@ -107,12 +108,14 @@ class WorldItems:
         image = render(scene)
         question = ask(rng, description, scene)
         choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
+        answer = question.letter if choice else question.answer
         return Item(
             id=f"world-{self.split}-{self.seed}-{index}",
             prompt=description.prompt,
             image=image,
             question=_join(question.multiple_choice() if choice else question.text, self.suffix),
-            answer=question.letter if choice else question.answer,
+            answer=answer,
+            reply=f"<think> {caption(scene)} </think><answer> {answer} </answer>",
             kind="multiple_choice" if choice else "open_ended",
             task=task,
         )
@@ -185,6 +188,7 @@ class TableItems:
             image=image,
             question=_join(text["question"], self.suffix) if "question" in text else None,
             answer=text.get("answer"),
+            reply=text.get("reply"),
             kind=self._kind(row, text.get("kind", "open_ended")),
             task=text.get("task", "all"),
         )

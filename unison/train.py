@@ -19,8 +19,9 @@ from unison.config import OptimConfig, RunConfig, to_json
 from unison.data import open_items, step_indices
 from unison.environment import describe
 from unison.evaluate import Evaluation, evaluate
-from unison.objectives.advantage import group_advantages
-from unison.objectives.grpo import Totals, decision_weights, grpo, totals
+from unison.objectives import OBJECTIVES
+from unison.objectives.advantage import advantages_of
+from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.report import write_report
 from unison.rewards import load_rewards, score
@@ -52,6 +53,7 @@ class Trainer:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
         self.rewards = load_rewards(config.rewards)
+        self.objective = OBJECTIVES[config.objective.name]
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
@@ -85,7 +87,7 @@ class Trainer:
                         trajectories, self.rewards, config.rewards, self.policy, config.abstain_on_error
                     )
                 rewards = [trajectory.reward for trajectory in trajectories]
-                advantages, spread = group_advantages(rewards, group_rows(trajectories), config.advantage)
+                advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
                 with self.clock("update"):
                     update_metrics = self.update(trajectories, advantages)
                 self.log.step(self.step, reward_metrics, spread, update_metrics, trajectories)
@@ -135,7 +137,7 @@ class Trainer:
             sums: Metrics = {}
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
-                    loss, part = grpo(self._batch(chunk, modality, total), self.config.objective)
+                    loss, part = self.objective(self._batch(chunk, modality, total), self.config.objective)
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from unison.config import (
+    AdvantageConfig,
+    Chain,
     DataConfig,
     EvalConfig,
-    GRPOConfig,
+    ObjectiveConfig,
     OptimConfig,
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    Stage,
 )
 from unison.types import Sampling
 from unison.world.scene import REPLY_FORMAT
 
+Questions = Literal["open_ended", "multiple_choice", "mixed"]
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
 """CoRL trains the language model alone: vision encoder, VQ model, aligners, generation head and embeddings stay."""
 
@@ -25,26 +31,112 @@ QUESTION_SUFFIX = (
 )
 
 
-def tiny() -> RunConfig:
-    """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
+# -- the tiny Janus ----------------------------------------------------------------------------------------------------
 
-    `unison train corl/tiny`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an answer,
-    token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge stands
-    in for the cycle and matching rewards, guidance 2 in place of 5, and a learning rate for 2.3 M parameters.
-    """
+
+def _tiny(name: str, scenario: str, rewards: dict[str, float], questions: Questions = "mixed") -> RunConfig:
     return RunConfig(
-        recipe="corl/tiny",
+        recipe=f"corl/{name}",
         policy=PolicyConfig("assets/tiny-janus", frozen=LANGUAGE_MODEL_ONLY),
-        data=DataConfig(questions="mixed", question_suffix=REPLY_FORMAT),
-        scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=2.0)),
-        rewards={"world": 1.0, "accuracy": 0.8, "format": 0.8},
-        objective=GRPOConfig(),
+        data=DataConfig(questions=questions, question_suffix=REPLY_FORMAT),
+        scenario=ScenarioConfig(scenario, group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=2.0)),
+        rewards=rewards,
         optim=OptimConfig(
             steps=80, items_per_step=12, micro_batch_items=12, learning_rate=1e-4, warmup_steps=3, betas=(0.9, 0.99)
         ),
         evaluation=EvalConfig(items=600, every=20, during_items=120),
-        out=Path("runs/corl-tiny"),
+        out=Path(f"runs/corl-{name}"),
     )
+
+
+DRAWN = {"world": 1.0}
+ANSWERED = {"accuracy": 0.8, "format": 0.8}
+
+
+def tiny_unified() -> RunConfig:
+    """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
+
+    `unison train corl/tiny-unified`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an
+    answer, token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge
+    stands in for the cycle and matching rewards, guidance 2 in place of 5, and a learning rate for 0.9 M parameters.
+    """
+    return _tiny("tiny-unified", "unified", DRAWN | ANSWERED)
+
+
+def _refined(run: RunConfig) -> RunConfig:
+    """Stage 2 of the paper: plain GRPO with KL to the weights it starts from, at a quarter of the learning rate."""
+    return replace(
+        run,
+        objective=ObjectiveConfig(kl_beta=0.02),
+        optim=replace(run.optim, steps=40, learning_rate=run.optim.learning_rate / 4),
+    )
+
+
+def tiny_draw() -> RunConfig:
+    """CoRL's refined stage for drawing, tiny: KL 0.02 to the weights it starts from.
+
+    Start it from stage 1 with `--policy.path runs/corl-tiny-unified/checkpoints/final`, or run the chain `corl/tiny`.
+    """
+    return _refined(_tiny("tiny-draw", "t2i", DRAWN))
+
+
+def tiny_multiple_choice() -> RunConfig:
+    """CoRL's refined stage for multiple-choice questions, tiny: KL 0.02 to the weights it starts from."""
+    return _refined(_tiny("tiny-multiple-choice", "understanding", ANSWERED, "multiple_choice"))
+
+
+def tiny_open_ended() -> RunConfig:
+    """CoRL's refined stage for open-ended questions, tiny: KL 0.02 to the weights it starts from."""
+    return _refined(_tiny("tiny-open-ended", "understanding", ANSWERED, "open_ended"))
+
+
+def tiny() -> Chain:
+    """CoRL whole, tiny: the unified stage, then the three refinements of its weights."""
+    return (
+        Stage("unified", tiny_unified()),
+        Stage("draw", tiny_draw(), start="unified"),
+        Stage("multiple-choice", tiny_multiple_choice(), start="unified"),
+        Stage("open-ended", tiny_open_ended(), start="unified"),
+    )
+
+
+# -- the paradigms that CoRL compares, each with as many updates per task as the unified stage ------------------------
+
+
+def tiny_cold_start() -> RunConfig:
+    """Cold start in place of CoRL's unified stage, tiny: imitation of the items' own pictures and replies."""
+    run = _tiny("tiny-cold-start", "imitate", DRAWN)
+    return replace(
+        run,
+        rewards={},
+        scenario=replace(run.scenario, group_size=1),
+        advantage=AdvantageConfig(kind="constant"),
+        objective=ObjectiveConfig(name="sft"),
+        optim=replace(run.optim, items_per_step=96, micro_batch_items=96),  # as many sequences as 12 groups of 8
+    )
+
+
+def tiny_separate() -> Chain:
+    """Separate RL, tiny: one model for drawing and one for answering; `unison merge` joins them."""
+    return (
+        Stage("draw", _tiny("tiny-separate-draw", "t2i", DRAWN)),
+        Stage("answer", _tiny("tiny-separate-answer", "understanding", ANSWERED)),
+    )
+
+
+def tiny_cycle(turns: int = 4) -> Chain:
+    """Cycle RL, tiny: one model draws and answers by turns of 20 steps (the paper leaves the schedule open)."""
+    stages: list[Stage] = []
+    for turn in range(2 * turns):
+        task = ("draw", "answer")[turn % 2]
+        run = tiny_separate()[turn % 2].config
+        optim = replace(run.optim, steps=run.optim.steps // turns)
+        config = replace(run, recipe=f"corl/tiny-cycle-{task}", optim=optim, seed=turn // 2)
+        stages.append(Stage(f"{turn + 1}-{task}", config, start=stages[-1].name if stages else ""))
+    return tuple(stages)
+
+
+# -- published checkpoints ---------------------------------------------------------------------------------------------
 
 
 def janus_pro_1b() -> RunConfig:
