@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_refinements_start_from_the_unified_stage(tmp_path: Path):
 def test_the_tasks_of_a_cycle_take_turns_on_one_model(tmp_path: Path):
     configs = chain.placed(corl.tiny_cycle(), tmp_path)
     assert [config.scenario.name for config in configs] == ["t2i", "understanding"] * 4
-    for before, after in zip(configs, configs[1:], strict=False):
+    for before, after in pairwise(configs):
         assert after.policy.path == str(before.out / "checkpoints" / "final")
     unified = corl.tiny_unified().optim.steps
     assert sum(c.optim.steps for c in configs if c.scenario.name == "t2i") == unified

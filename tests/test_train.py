@@ -264,7 +264,16 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
 @pytest.mark.slow
 def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: Path, tmp_path: Path):
     out = tmp_path / "chain"
-    few = "--optim.steps 1 --optim.items-per-step 2 --optim.micro-batch-items 2 --evaluation.items 6".split()
+    few = [
+        "--optim.steps",
+        "1",
+        "--optim.items-per-step",
+        "2",
+        "--optim.micro-batch-items",
+        "2",
+        "--evaluation.items",
+        "6",
+    ]
     few += f"--scenario.group-size 2 --scenario.text.max-tokens 8 --policy.path {checkpoint} --out {out}".split()
     done = run_command([sys.executable, "-m", "unison", "train", "corl/tiny", *few, "--trackers"])
     assert done.returncode == 0, done.stderr
