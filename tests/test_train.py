@@ -224,7 +224,7 @@ def test_imitation_makes_the_shown_replies_and_drawings_likelier(checkpoint: Pat
     )
     rows = metrics(Trainer(config).train())
     for modality in ("text", "image"):
-        assert rows[-1][f"{modality}/nll"] < 0.9 * rows[0][f"{modality}/nll"]
+        assert rows[-1][f"{modality}/nll"] < rows[0][f"{modality}/nll"] - 0.3  # nats a token
     assert not any(row["constant_step"] for row in rows)
 
 
@@ -264,17 +264,9 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
 @pytest.mark.slow
 def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: Path, tmp_path: Path):
     out = tmp_path / "chain"
-    few = [
-        "--optim.steps",
-        "1",
-        "--optim.items-per-step",
-        "2",
-        "--optim.micro-batch-items",
-        "2",
-        "--evaluation.items",
-        "6",
-    ]
-    few += f"--scenario.group-size 2 --scenario.text.max-tokens 8 --policy.path {checkpoint} --out {out}".split()
+    few = ["--optim.steps", "1", "--optim.items-per-step", "2", "--optim.micro-batch-items", "2"]
+    few += ["--evaluation.items", "6", "--scenario.group-size", "2", "--scenario.text.max-tokens", "8"]
+    few += ["--policy.path", str(checkpoint), "--out", str(out)]
     done = run_command([sys.executable, "-m", "unison", "train", "corl/tiny", *few, "--trackers"])
     assert done.returncode == 0, done.stderr
     stages = ["unified", "draw", "multiple-choice", "open-ended"]
