@@ -62,7 +62,8 @@ def train(words: Sequence[str]) -> None:
         default, rest = recipes.find("corl/tiny")(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
-    default = dataclasses.replace(default, rewards=dict.fromkeys(REWARDS, 0.0) | default.rewards)
+    known = dict.fromkeys([*REWARDS, *_with_checkpoints(rest)], 0.0)
+    default = dataclasses.replace(default, rewards=known | default.rewards)
     args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(rest), prog="unison train <recipe>")
     config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
     if args.skip_bad_rows:
@@ -76,6 +77,13 @@ def train(words: Sequence[str]) -> None:
 
     Trainer(config).train()
     return None
+
+
+def _with_checkpoints(words: Sequence[str]) -> list[str]:
+    """Rewards that options name with a checkpoint of the user's, as in `--rewards.clip:folder 1`."""
+    options = [word.removeprefix("--rewards.").partition("=")[0] for word in words if word.startswith("--rewards.")]
+    parts = [option.partition(":") for option in options]
+    return [f"{name.replace('-', '_')}:{checkpoint}" for name, _, checkpoint in parts if checkpoint]
 
 
 def _resume(words: Sequence[str]) -> None:
