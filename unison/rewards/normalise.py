@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 EPSILON = 1e-4  # added to the standard deviation, as in the advantage
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """How many values, their mean, and the sum of their squared deviations from it."""
 
     count: int = 0
@@ -73,9 +75,9 @@ class Normaliser:
         self.seen[name] = total
         return total
 
-    def state_dict(self) -> dict[str, tuple[float, ...]]:
+    def state_dict(self) -> dict[str, tuple[int, float, float]]:
         """What a checkpoint keeps."""
-        return {name: tuple(moments) for name, moments in self.seen.items()}
+        return {name: (m.count, m.mean, m.squares) for name, m in self.seen.items()}
 
     def load_state_dict(self, state: Mapping[str, tuple[int, float, float]]) -> None:
         self.seen = {name: Moments(*moments) for name, moments in state.items()}

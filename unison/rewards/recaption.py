@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer, BlipForConditionalGeneration, BlipProcessor
 
-from unison.rewards.common import clamp, device_of, greedy_matches, judge_pairs, load
+from unison.rewards.pretrained import clamp, device_of, greedy_matches, judge_pairs, load
 from unison.rewards.text import parse_answer
 from unison.types import Context, Sampling, Trajectory
 
@@ -119,7 +119,7 @@ def similarity(captions: list[str], prompts: list[str], path: str, device: torch
     """Cosine of mean-pooled sentence embeddings (Sentence-BERT, arXiv 1908.10084), clamped to [0, 1]."""
     states, mask, _ = _encode([*captions, *prompts], path, device)
     pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # [2B, D]
-    return cosine_similarity(*pooled.split(len(captions))).clamp(0, 1).tolist()
+    return cosine_similarity(pooled[: len(captions)], pooled[len(captions) :]).clamp(0, 1).tolist()
 
 
 @torch.no_grad()

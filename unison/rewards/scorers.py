@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from unison.rewards.common import device_of, judge_pairs, load
+from unison.rewards.pretrained import device_of, judge_pairs, load
 from unison.types import Trajectory
 
 if TYPE_CHECKING:

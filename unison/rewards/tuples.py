@@ -47,7 +47,7 @@ def seen_facts(scene: Scene, description: Description) -> set[Fact]:
     """What is in a scene, in the terms of the prompt."""
     colored = {clause.shape for clause in description.clauses if clause.color}
     counts = Counter(o.shape for o in scene)
-    facts: set[Fact] = {(shape,) for shape in counts} | set(counts.items())
+    facts: set[Fact] = {*((shape,) for shape in counts), *counts.items()}
     facts |= {(o.shape, o.color) for o in scene if o.shape in colored}
     if description.relation:
         a, b = (clause.shape for clause in description.clauses)

@@ -1,4 +1,4 @@
-"""What the rewards with a model share: the pairs they judge, greedy matching, and where their weights come from."""
+"""What rewards with a pretrained model share: the pairs they judge, greedy matching, and where weights come from."""
 
 from __future__ import annotations
 
