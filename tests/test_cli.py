@@ -62,6 +62,20 @@ def test_help_lists_every_field_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--rewards.world-strict" in shown
 
 
+def test_a_reward_may_be_given_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "my_own-clip"
+    folder.mkdir()
+    options = (f"--rewards.blip-bertscore:{folder}", "0.5", f"--rewards.clip:{folder}=0.25", "--rewards.matching", "1")
+    run(monkeypatch, "train", "corl/tiny", *options, "--dry-run")
+    shown = "".join(capsys.readouterr().out.split())
+    for name, weight in ((f"blip_bertscore:{folder}", 0.5), (f"clip:{folder}", 0.25), ("matching", 1.0)):
+        assert f"'{name}':{weight}" in shown
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny", "--rewards.clip:./nowhere", "1", "--dry-run")
+    assert "rewards = 'clip:./nowhere'" in shown
+
+
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_every_recipe_passes_a_dry_run_without_a_download(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -19,8 +19,11 @@ import torch
 from unison import recipes
 from unison.config import RunConfig, from_json, to_json
 from unison.train import Trainer
+from unison.train_log import RunLog
 
 REPO = Path(__file__).resolve().parents[1]
+# random weights earn a reward that differs between siblings, and the trainer has a state beside the weights
+RUNNING: dict[str, Any] = {"rewards": {"matching": 1.0, "format": 1.0}, "reward_normalisation": "running"}
 
 
 def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
@@ -47,9 +50,9 @@ def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, out=out, scenario=dataclasses.replace(config.scenario, text=text))
 
 
-def with_varied_rewards(config: RunConfig) -> Trainer:
+def with_varied_rewards(config: RunConfig, resume: bool = False) -> Trainer:
     """A trainer whose rewards always differ within a group: random weights rarely earn any."""
-    trainer = Trainer(config)
+    trainer = Trainer(config, resume)
     trainer.rewards["world"] = lambda ts, policy: [float(t.turns[0].action.ids.float().mean()) for t in ts]
     return trainer
 
@@ -72,6 +75,21 @@ def test_a_run_leaves_metrics_evaluations_checkpoints_and_a_report(checkpoint: P
     assert (run / "checkpoints" / "final" / "model.safetensors").exists()
     assert "<html" in (run / "report.html").read_text()
     assert from_json((run / "config.json").read_text()).out == run
+
+
+def test_running_statistics_of_rewards_outlive_a_crash(checkpoint: Path, tmp_path: Path):
+    fields: dict[str, Any] = {"optim__steps": 4, "checkpoint_every": 2, "reward_normalisation": "running"}
+    whole = with_varied_rewards(small(checkpoint, tmp_path / "whole", **fields))
+    whole.train()
+    halves = with_varied_rewards(small(checkpoint, tmp_path / "halves", **fields))
+    halves.log.step = lambda step, *rest: pytest.fail("stop") if step == 3 else RunLog.step(halves.log, step, *rest)  # type: ignore[method-assign]
+    with pytest.raises(pytest.fail.Exception):
+        halves.train()
+    resumed = with_varied_rewards(halves.config, resume=True)
+    assert resumed.normaliser.seen["world"].count == 2 * 16
+    resumed.train()
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
+    assert resumed.normaliser.state_dict() == whole.normaliser.state_dict()
 
 
 def test_only_the_language_model_is_trained(checkpoint: Path, tmp_path: Path):
@@ -244,7 +262,7 @@ def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, tmp_path: Path):
-    steps = {"optim__steps": 8, "checkpoint_every": 2}
+    steps = {"optim__steps": 8, "checkpoint_every": 2, **RUNNING}
     whole = run_command(command(small(checkpoint, tmp_path / "whole", **steps), tmp_path))
     assert whole.returncode == 0, whole.stderr
     words = command(small(checkpoint, tmp_path / "killed", **steps), tmp_path)
@@ -283,8 +301,8 @@ def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: P
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_first_steps_as_one(checkpoint: Path, tmp_path: Path):
-    one = small(checkpoint, tmp_path / "one", optim__steps=2)
-    two = small(checkpoint, tmp_path / "two", optim__steps=2)
+    one = small(checkpoint, tmp_path / "one", optim__steps=2, **RUNNING)
+    two = small(checkpoint, tmp_path / "two", optim__steps=2, **RUNNING)
     assert run_command(command(one, tmp_path)).returncode == 0
     launch = [
         sys.executable,

@@ -69,7 +69,8 @@ def train(words: Sequence[str]) -> None:
 def _parse(default: RunConfig, words: Sequence[str]) -> TrainArgs:
     from unison.rewards import REWARDS
 
-    default = dataclasses.replace(default, rewards=dict.fromkeys(REWARDS, 0.0) | default.rewards)
+    known = dict.fromkeys([*REWARDS, *_with_checkpoints(words)], 0.0)
+    default = dataclasses.replace(default, rewards=known | default.rewards)
     args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(words), prog="unison train <recipe>")
     config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
     if args.skip_bad_rows:
@@ -108,6 +109,13 @@ def _train(config: RunConfig, resume: bool) -> None:
     from unison.train import Trainer
 
     Trainer(config, resume).train()
+
+
+def _with_checkpoints(words: Sequence[str]) -> list[str]:
+    """Rewards that options name with a checkpoint of the user's, as in `--rewards.clip:folder 1`."""
+    options = [word.removeprefix("--rewards.").partition("=")[0] for word in words if word.startswith("--rewards.")]
+    parts = [option.partition(":") for option in options]
+    return [f"{name.replace('-', '_')}:{checkpoint}" for name, _, checkpoint in parts if checkpoint]
 
 
 def _resume(words: Sequence[str]) -> None:

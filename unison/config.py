@@ -161,7 +161,9 @@ class RunConfig:
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by name."""
+    """Weight of each reward by name; `name:checkpoint` gives it another model than its default."""
+    reward_normalisation: Literal["none", "group", "running"] = "none"
+    """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
     """Rewards whose exceptions count as 'cannot judge' instead of stopping the run."""
     advantage: AdvantageConfig = AdvantageConfig()

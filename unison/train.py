@@ -25,6 +25,7 @@ from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.report import write_report
 from unison.rewards import load_rewards, score
+from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
 from unison.scenarios.common import Seeds
 from unison.train_log import RunLog
@@ -54,6 +55,7 @@ class Trainer:
         self.scenario = scenarios.find(config.scenario.name)
         self.rewards = load_rewards(config.rewards)
         self.objective = OBJECTIVES[config.objective.name]
+        self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
@@ -64,7 +66,7 @@ class Trainer:
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.trained, config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
-        self.accelerator.register_for_checkpointing(self.schedule)
+        self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
         self._resume() if resume else self._start()
@@ -84,7 +86,12 @@ class Trainer:
                     trajectories = self.roll_out()
                 with self.clock("reward"):
                     reward_metrics = score(
-                        trajectories, self.rewards, config.rewards, self.policy, config.abstain_on_error
+                        trajectories,
+                        self.rewards,
+                        config.rewards,
+                        self.policy,
+                        config.abstain_on_error,
+                        self.normaliser,
                     )
                 rewards = [trajectory.reward for trajectory in trajectories]
                 advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)

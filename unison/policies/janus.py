@@ -202,6 +202,27 @@ class Janus(Policy):
             return self.vq.decode(image.ids[None].to(self.device))
         return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]  # type: ignore[attr-defined]
 
+    @torch.no_grad()
+    def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        contexts = [Context(pair) for pair in zip(images, texts, strict=True)]
+        rows = [self._pieces(context, "text") for context in contexts]
+        with self.autocast():
+            states = causal.run_prefixes(self.network.model.language_model, self._embed(rows)).states()
+        starts = [self._size(row[0]) for row in rows]  # the image comes second, what is before it is the template's
+        own = [self._own_tokens(context, text) for context, text in zip(contexts, texts, strict=True)]
+        return [
+            (state[start : start + self.processor.num_image_tokens], state[-len(mask) :][mask])
+            for state, start, mask in zip(states, starts, own, strict=True)
+        ]
+
+    def _own_tokens(self, context: Context, text: str) -> Tensor:
+        """Which of the tokens after the context's image are the text's own, not the template's. bool"""
+        segment = self.chat(context).rpartition(self.tokenizer.image_token)[2]
+        start = segment.index(text.strip())  # the template may cut space at the ends
+        end = start + len(text.strip())
+        spans = self.tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return torch.tensor([a < end and b > start for a, b in spans], device=self.device)
+
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
