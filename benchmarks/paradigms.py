@@ -55,7 +55,9 @@ def many(recipe: str, **folders: str) -> Paradigm:
 
 PARADIGMS = {
     "cold-start SFT": one("corl/tiny-cold-start"),
-    "separate": many("corl/tiny-separate", drawing="draw", multiple_choice="answer", open_ended="answer", mixed="answer"),
+    "separate": many(
+        "corl/tiny-separate", drawing="draw", multiple_choice="answer", open_ended="answer", mixed="answer"
+    ),
     "separate, merged": many(
         "corl/tiny-separate", drawing="merged", multiple_choice="merged", open_ended="merged", mixed="merged"
     ),

@@ -17,6 +17,11 @@ RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "corl/tiny-separate": corl.tiny_separate,
     "corl/tiny-cycle": corl.tiny_cycle,
     "corl/janus-pro-1b": corl.janus_pro_1b,
+    "corl/janus-pro-1b-unified": corl.janus_pro_1b_unified,
+    "corl/janus-1.3b": corl.janus_1_3b,
+    "corl/janus-1.3b-unified": corl.janus_1_3b_unified,
+    "corl/janus-pro-7b": corl.janus_pro_7b,
+    "corl/janus-pro-7b-unified": corl.janus_pro_7b_unified,
 }
 DEFAULT = "corl/tiny-unified"
 """The recipe whose fields `unison train --help` lists."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from unison.config import (
     AdvantageConfig,
@@ -139,21 +139,82 @@ def tiny_cycle(turns: int = 4) -> Chain:
 # -- published checkpoints ---------------------------------------------------------------------------------------------
 
 
-def janus_pro_1b() -> RunConfig:
-    """CoRL's unified stage on Janus-Pro-1B with the paper's numbers (one 80 GB GPU or more).
+CYCLE_AND_MATCHING = {"lpips_vgg": 0.5, "blip_bertscore": 0.5, "matching": 1.0}
+"""R_cycle as the mean of its two halves, which keeps it in [0, 1] (the paper leaves its scaling open), and R_TIM."""
 
-    `unison train corl/janus-pro-1b --dry-run` checks it without a download. From the paper: group 8, batch 16, learning
-    rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`. Of the paper's
-    rewards accuracy and format are here; the cycle and matching rewards of the drawing are not yet.
-    """
+
+def _published(name: str, path: str, **policy: Any) -> RunConfig:
     return RunConfig(
-        recipe="corl/janus-pro-1b",
-        policy=PolicyConfig("deepseek-community/Janus-Pro-1B", frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16"),
+        recipe=f"corl/{name}",
+        policy=PolicyConfig(path, frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16", **policy),
         data=DataConfig(train="mm-vl/x2x_rft_22k", eval="world", question_suffix=QUESTION_SUFFIX),
         scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=512), image=Sampling(guidance=5.0)),
-        rewards={"accuracy": 0.8, "format": 0.8},
+        rewards=CYCLE_AND_MATCHING | ANSWERED,
         optim=OptimConfig(steps=1375, items_per_step=16, micro_batch_items=1, rollout_items=2, learning_rate=4e-6),
         evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8),
-        out=Path("runs/corl-janus-pro-1b"),
+        out=Path(f"runs/corl-{name}"),
         checkpoint_every=100,
     )
+
+
+def janus_pro_1b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-Pro-1B with the paper's numbers (one 80 GB GPU or more).
+
+    `unison train corl/janus-pro-1b-unified --dry-run` checks it without a download. From the paper: group 8, batch 16,
+    learning rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`. The
+    caption half of the cycle reward is BERTScore over BLIP's caption, as in the released code; the paper says SPICE.
+    """
+    return _published("janus-pro-1b-unified", "deepseek-community/Janus-Pro-1B")
+
+
+def janus_1_3b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-1.3B with the paper's numbers."""
+    return _published("janus-1.3b-unified", "deepseek-community/Janus-1.3B")
+
+
+def janus_pro_7b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-Pro-7B, LoRA on the language model (rank 64: the paper leaves it open)."""
+    return _published(
+        "janus-pro-7b-unified", "deepseek-community/Janus-Pro-7B", lora_rank=64, lora_alpha=128.0, dtype="bfloat16"
+    )
+
+
+def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewards: dict[str, float]) -> RunConfig:
+    """Stage 2 with the paper's numbers: group 16, KL 0.02, learning rate 1e-6, one epoch; batch 16 drawings, 32 questions."""
+    batch, rows = (16, 16_000) if scenario == "t2i" else (32, 66_000)
+    return replace(
+        run,
+        recipe=run.recipe.replace("unified", name),
+        data=replace(run.data, train=data),
+        scenario=replace(run.scenario, name=scenario, group_size=16),
+        rewards=rewards,
+        objective=ObjectiveConfig(kl_beta=0.02),
+        optim=replace(run.optim, steps=rows // batch, items_per_step=batch, learning_rate=1e-6),
+        out=Path(str(run.out).replace("unified", name)),
+    )
+
+
+def _published_chain(run: RunConfig) -> Chain:
+    answered = {"accuracy": 1.0, "format": 1.0}
+    stages = (
+        ("draw", "mm-vl/x2x_rft_16k", "t2i", CYCLE_AND_MATCHING),
+        ("multiple-choice", "mm-vl/mcot_r1_mcq_66k", "understanding", answered),
+        ("open-ended", "mm-vl/mcot_r1_vqa_66k", "understanding", answered),
+    )
+    refined = (Stage(name, _published_refined(run, name, *rest), start="unified") for name, *rest in stages)
+    return (Stage("unified", run), *refined)
+
+
+def janus_pro_1b() -> Chain:
+    """CoRL whole on Janus-Pro-1B with the paper's numbers: the unified stage, then the three refinements."""
+    return _published_chain(janus_pro_1b_unified())
+
+
+def janus_1_3b() -> Chain:
+    """CoRL whole on Janus-1.3B with the paper's numbers."""
+    return _published_chain(janus_1_3b_unified())
+
+
+def janus_pro_7b() -> Chain:
+    """CoRL whole on Janus-Pro-7B with LoRA, with the paper's numbers."""
+    return _published_chain(janus_pro_7b_unified())
