@@ -31,7 +31,11 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     ],
     "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data"]],
     "L3 scenarios": [["scenarios scenarios.*"]],
-    "L4 the parts of a run": [["rollout", "checkpoint", "environment", "plan"], ["evaluate"], ["report", "train_log"]],
+    "L4 the parts of a run": [
+        ["rollout", "checkpoint", "environment", "plan", "merge"],
+        ["evaluate"],
+        ["report", "train_log"],
+    ],
     "L5 training": [["train", "world.pretrain*"]],
     "L6 what is run": [["recipes recipes.*"], ["cli"], ["__main__"]],
 }

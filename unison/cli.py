@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, pretrain, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
+  unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison pretrain janus                        make the bundled tiny model from scratch
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
@@ -226,6 +227,32 @@ def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:
     sheet.save(out)
 
 
+@dataclass(frozen=True)
+class MergeArgs:
+    """Merge fine-tuned checkpoints of one base into a new checkpoint, tensor by tensor."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoint folders or hub ids, in transformers format."""
+    out: Path
+    """New folder for the merged checkpoint."""
+    method: Literal["gaussian", "linear", "slerp", "ties"]
+    """gaussian and ties weigh changes to --base; linear is the weighted mean; slerp takes two models."""
+    weights: tuple[float, ...] = ()
+    """Share of each model, summing to 1; equal shares if not given."""
+    base: str | None = None
+    """The checkpoint that the models were tuned from."""
+    density: float = 0.2
+    """Share of each model's changes that ties keeps."""
+
+
+def merge(words: Sequence[str]) -> None:
+    """`merge <checkpoint> <checkpoint> ... --out <folder> --method <name>`"""
+    args = tyro.cli(MergeArgs, args=list(words), prog="unison merge")
+    from unison.merge import merge as write
+
+    print(write(args.models, args.out, args.method, args.weights, args.base, args.density))
+
+
 def pretrain(words: Sequence[str]) -> None:
     """`pretrain janus`"""
     if not words or words[0] not in ("janus", "--help", "-h"):
@@ -292,6 +319,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "merge": merge,
     "pretrain": pretrain,
     "recipes": recipes,
     "report": report,
