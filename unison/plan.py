@@ -76,7 +76,10 @@ def model_config(config: PolicyConfig) -> Any:
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
-    family_of(str(folder))
+    if family_of(str(folder)) == "multi_modality":
+        from unison.policies.janus_deepseek import read_config
+
+        return read_config(folder)
     return JanusConfig.from_pretrained(folder)
 
 
