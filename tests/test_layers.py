@@ -29,7 +29,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ],
         ["policies.causal"],
     ],
-    "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data"]],
+    "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data rows"]],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
         ["rollout", "checkpoint", "environment", "plan", "merge"],

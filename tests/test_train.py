@@ -18,6 +18,7 @@ import torch
 
 from unison import recipes
 from unison.config import RunConfig, from_json, to_json
+from unison.data import WorldItems, export
 from unison.train import Trainer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -240,6 +241,26 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
     resumed = run_command([sys.executable, "-m", "unison", "train", "--resume", str(tmp_path / "killed")])
     assert resumed.returncode == 0, resumed.stderr
     assert log.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = export(WorldItems("train", "mixed", "", 0, 24), tmp_path / "rows", 24)  # 8 steps of 4 pass an epoch's end
+    changes = {"data__train": str(rows), "data__streaming": 8, "optim__steps": 8, "checkpoint_every": 2}
+    whole = Trainer(small(checkpoint, tmp_path / "whole", **changes)).train()
+    stopped = Trainer(small(checkpoint, tmp_path / "stopped", **changes))
+    roll_out = stopped.roll_out
+
+    def until_step_5() -> list:
+        if stopped.step == 5:
+            raise KeyboardInterrupt
+        return roll_out()
+
+    monkeypatch.setattr(stopped, "roll_out", until_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Trainer(stopped.config, resume=True).train()
+    assert (resumed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def sample(words: Sequence[str]) -> None:
         _save_sheet(policy.decode(policy.draw([context] * args.count, settings, seeds)), args.zoom, args.out)
         print(args.out)
         return
-    from unison.data import read_image
+    from unison.rows import read_image
 
     context = Context((read_image(str(args.image), Path(".")), args.question))
     settings = Sampling(temperature=args.temperature, max_tokens=args.max_tokens)
