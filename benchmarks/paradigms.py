@@ -179,7 +179,7 @@ def table(rows: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
 def main(args: Args) -> None:
     """Trains, scores, writes."""
     baseline = score(BASE, "baseline", args)
-    rows = {"baseline": [columns({task: baseline for task in one("").checkpoints})]}
+    rows = {"baseline": [columns(dict.fromkeys(one("").checkpoints, baseline))]}
     for label, paradigm in PARADIGMS.items():
         rows[label] = []
         for seed in args.seeds:

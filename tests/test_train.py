@@ -18,6 +18,7 @@ import torch
 
 from unison import recipes
 from unison.config import RunConfig, from_json, to_json
+from unison.data import WorldItems, export
 from unison.train import Trainer
 from unison.train_log import RunLog
 
@@ -297,6 +298,26 @@ def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: P
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished") == 3
     assert (out / "open-ended" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = export(WorldItems("train", "mixed", "", 0, 24), tmp_path / "rows", 24)  # 8 steps of 4 pass an epoch's end
+    changes = {"data__train": str(rows), "data__streaming": 8, "optim__steps": 8, "checkpoint_every": 2}
+    whole = Trainer(small(checkpoint, tmp_path / "whole", **changes)).train()
+    stopped = Trainer(small(checkpoint, tmp_path / "stopped", **changes))
+    roll_out = stopped.roll_out
+
+    def until_step_5() -> list:
+        if stopped.step == 5:
+            raise KeyboardInterrupt
+        return roll_out()
+
+    monkeypatch.setattr(stopped, "roll_out", until_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Trainer(stopped.config, resume=True).train()
+    assert (resumed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, pretrain, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
+  unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison pretrain janus                        make the bundled tiny model from scratch
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
@@ -252,7 +253,7 @@ def sample(words: Sequence[str]) -> None:
         _save_sheet(policy.decode(policy.draw([context] * args.count, settings, seeds)), args.zoom, args.out)
         print(args.out)
         return
-    from unison.data import read_image
+    from unison.rows import read_image
 
     context = Context((read_image(str(args.image), Path(".")), args.question))
     settings = Sampling(temperature=args.temperature, max_tokens=args.max_tokens)
@@ -268,6 +269,32 @@ def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (i * (width + 8), 0))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
+
+
+@dataclass(frozen=True)
+class MergeArgs:
+    """Merge fine-tuned checkpoints of one base into a new checkpoint, tensor by tensor."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoint folders or hub ids, in transformers format."""
+    out: Path
+    """New folder for the merged checkpoint."""
+    method: Literal["gaussian", "linear", "slerp", "ties"]
+    """gaussian and ties weigh changes to --base; linear is the weighted mean; slerp takes two models."""
+    weights: tuple[float, ...] = ()
+    """Share of each model, summing to 1; equal shares if not given."""
+    base: str | None = None
+    """The checkpoint that the models were tuned from."""
+    density: float = 0.2
+    """Share of each model's changes that ties keeps."""
+
+
+def merge(words: Sequence[str]) -> None:
+    """`merge <checkpoint> <checkpoint> ... --out <folder> --method <name>`"""
+    args = tyro.cli(MergeArgs, args=list(words), prog="unison merge")
+    from unison.merge import merge as write
+
+    print(write(args.models, args.out, args.method, args.weights, args.base, args.density))
 
 
 def pretrain(words: Sequence[str]) -> None:
@@ -336,6 +363,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "merge": merge,
     "pretrain": pretrain,
     "recipes": recipes,
     "report": report,

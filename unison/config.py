@@ -49,8 +49,14 @@ class DataConfig:
     """Column of the data set for each field of an item; the CoRL names are the default."""
     question_suffix: str = ""
     """Text appended to every question on a line of its own, such as the request for a format."""
+    suffixes: dict[Literal["multiple_choice", "open_ended"], str] = field(default_factory=dict)
+    """Text for one kind of question in place of `question_suffix`."""
+    kinds: dict[str, Literal["multiple_choice", "open_ended"]] = field(default_factory=dict)
+    """What the values of the `qa_type` column mean, beyond the usual names."""
     skip_bad_rows: bool = False
     """Count and skip rows that cannot be read instead of stopping."""
+    streaming: int = 0
+    """Rows of the shuffle buffer when tables are streamed instead of loaded whole; 0 loads them."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,7 @@ def check(config: RunConfig) -> None:
         optim.micro_batch_items,
         f"a divisor of the {per_update} items of an update",
     )
+    _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unison import checkpoint, scenarios
 from unison.config import OptimConfig, RunConfig, to_json
-from unison.data import open_items, step_indices
+from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, evaluate
 from unison.objectives import OBJECTIVES
@@ -108,7 +108,7 @@ class Trainer:
     def roll_out(self) -> list[Trajectory]:
         """This process's share of the step's items, G trajectories each."""
         config, processes = self.config, self.accelerator.num_processes
-        indices = step_indices(len(self.items), config.optim.items_per_step, self.step - 1, config.seed)
+        indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
         items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
         seeds = Seeds(config.seed, self.step)
         return roll_out(

@@ -31,6 +31,21 @@ Drawn: TypeAlias = "Image | Tokens"
 Piece: TypeAlias = "list[int] | Drawn"
 REPLY = "\x00reply\x00"  # stands for an earlier reply in the rendered chat; its ids are spliced in
 
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{{- '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' -}}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{{- '<image_placeholder>' -}}{{- '\\n' if not loop.last else '' -}}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{{- '\\n\\n' if message['role'] == 'user' else '<｜end▁of▁sentence｜>' -}}
+{%- endfor -%}
+{{- '<|Assistant|>:' if add_generation_prompt else '' -}}
+"""
+
 
 class Janus(Policy):
     """The Janus family (arXiv 2410.13848, 2501.17811)."""

@@ -35,7 +35,7 @@ from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
 from unison.data import WorldItems
 from unison.evaluate import evaluate
 from unison.policies.base import Policy, Target
-from unison.policies.janus import Janus
+from unison.policies.janus import CHAT_TEMPLATE, Janus
 from unison.types import Context, Sampling
 from unison.world import scene as scenes
 from unison.world.pretrain_vq import PATCH, ImageTokenizerConfig, judge_agreement, train_image_tokenizer, train_vision
@@ -176,22 +176,6 @@ def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **special, extra_special_tokens=marks, padding_side="left", model_max_length=2048
     )
-
-
-CHAT_TEMPLATE = """
-{%- for message in messages -%}
-{{- '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' -}}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}
-{{- '<image_placeholder>' -}}{{- '\\n' if not loop.last else '' -}}
-{%- else -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{{- '\\n\\n' if message['role'] == 'user' else '<｜end▁of▁sentence｜>' -}}
-{%- endfor -%}
-{{- '<|Assistant|>:' if add_generation_prompt else '' -}}
-"""
 
 
 def build_processor(config: CorpusConfig) -> JanusProcessor:
