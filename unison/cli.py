@@ -153,9 +153,9 @@ class EvalArgs:
     """Checkpoint folder, hub id or assets/<name>."""
     items: int = 600
     """Held-out items."""
-    questions: Literal["open_ended", "multiple_choice", "mixed"] = "mixed"
+    questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the questions."""
-    guidance: float = 2.0
+    guidance: float = 1.75
     """Guidance scale of drawings."""
     max_tokens: int = 48
     """Longest reply."""

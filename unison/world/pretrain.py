@@ -54,7 +54,7 @@ class CorpusConfig:
     """Share of drawing prompts that name every object and its place; from these it learns which word is drawn where."""
     wrong_captions: float = 0.15
     """Share of drawing prompts that belong to another scene of the same task."""
-    wrong_answers: float = 0.2
+    wrong_answers: float = 0.1
     """Share of answers replaced by a wrong option."""
     formatted: float = 0.6
     """Share of replies with think and answer tags; the others are the bare answer."""
@@ -70,8 +70,10 @@ class LanguageConfig:
 
     start: str = ""
     """Checkpoint to go on from; empty starts from random weights."""
-    steps: int = 2500
+    steps: int = 2000
     """Optimiser steps."""
+    cycle: int = 3000
+    """Length of the learning rate's cycle; stopping before its end leaves reinforcement learning more to do."""
     drawings: int = 32
     """Drawings a step."""
     answers: int = 16
@@ -241,6 +243,8 @@ def build_janus(processor: JanusProcessor, width: int = 128, layers: int = 4) ->
         do_sample=True,
         guidance_scale=2,
     )
+    kwargs = {"boi_token_id": tokenizer.boi_token_id}
+    vars(network.generation_config)["generation_kwargs"] = kwargs  # `update` drops names that it does not know
     return network
 
 
@@ -254,7 +258,11 @@ def train_language(
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05, final_div_factor=100
+        optimizer,
+        config.learning_rate,
+        total_steps=max(config.cycle, config.steps),
+        pct_start=0.05,
+        final_div_factor=100,
     )
     rng = random.Random(config.seed)
     for step in track(range(config.steps), "language model"):
