@@ -181,7 +181,7 @@ def janus_pro_7b_unified() -> RunConfig:
 
 
 def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewards: dict[str, float]) -> RunConfig:
-    """Stage 2 with the paper's numbers: group 16, KL 0.02, learning rate 1e-6, one epoch; 16 prompts or 32 questions."""
+    """Stage 2 with the paper's numbers: group 16, KL 0.02, learning rate 1e-6, one epoch of 16 or 32 items a step."""
     batch, rows = (16, 16_000) if scenario == "t2i" else (32, 66_000)
     return replace(
         run,
