@@ -134,6 +134,8 @@ def _resume(words: Sequence[str]) -> None:
 def _make_room(out: Path, overwrite: bool) -> None:
     from unison.chain import FILE
 
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process of a launch looks; by now the folder may hold its files
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(
