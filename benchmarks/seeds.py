@@ -1,6 +1,6 @@
 """A recipe over several seeds, before and after, as a table.
 
-    python -m benchmarks.seeds corl/tiny --seeds 0 1 2
+    python -m benchmarks.seeds corl/tiny-unified --seeds 0 1 2
 
 runs the recipe once a seed (skipping runs that are finished) and writes docs/results.md between its markers.
 """

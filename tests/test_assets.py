@@ -13,7 +13,7 @@ from unison.config import PolicyConfig
 from unison.data import open_items
 from unison.evaluate import evaluate
 from unison.policies import ASSETS, load_policy
-from unison.recipes.corl import tiny
+from unison.recipes.corl import tiny_unified
 from unison.world.pretrain import CorpusConfig, LanguageConfig, PretrainConfig, pretrain_janus
 from unison.world.pretrain_vq import ImageTokenizerConfig, judge_agreement, patch_codes, spread_points, training_images
 
@@ -52,7 +52,7 @@ def test_codebook_points_are_unit_vectors_apart():
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="the bundled model is provisional: it does not yet follow prompts (docs/log.md)")
 def test_the_tiny_janus_leaves_room_on_both_sides():
-    config = tiny()
+    config = tiny_unified()
     items = open_items("world", "eval", config.data, 0, 600)
     result = evaluate(
         load_policy(PolicyConfig(str(TINY))), [items[i] for i in range(600)], config.scenario, config.evaluation

@@ -43,7 +43,7 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch: pytest.MonkeyPatch, ca
 def _fields(kind: type, prefix: str = "") -> list[str]:
     names = []
     for field in dataclasses.fields(kind):
-        value = getattr(recipes.find("corl/tiny")(), field.name, None) if not prefix else None
+        value = getattr(recipes.find("corl/tiny-unified")(), field.name, None) if not prefix else None
         if dataclasses.is_dataclass(value):
             names += _fields(type(value), f"{field.name}.")
         else:
@@ -54,12 +54,26 @@ def _fields(kind: type, prefix: str = "") -> list[str]:
 def test_help_lists_every_field_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        run(monkeypatch, "train", "corl/tiny", "--help")
+        run(monkeypatch, "train", "corl/tiny-unified", "--help")
     shown = capsys.readouterr().out
     missing = [name for name in _fields(RunConfig) if f"--{name.replace('_', '-')}" not in shown]
     assert set(missing) <= {"scenario.text", "scenario.image", "rewards"}  # shown field by field
     assert "--scenario.image.guidance" in shown
     assert "--rewards.world-strict" in shown
+
+
+def test_a_reward_may_be_given_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "my_own-clip"
+    folder.mkdir()
+    options = (f"--rewards.blip-bertscore:{folder}", "0.5", f"--rewards.clip:{folder}=0.25", "--rewards.matching", "1")
+    run(monkeypatch, "train", "corl/tiny", *options, "--dry-run")
+    shown = "".join(capsys.readouterr().out.split())
+    for name, weight in ((f"blip_bertscore:{folder}", 0.5), (f"clip:{folder}", 0.25), ("matching", 1.0)):
+        assert f"'{name}':{weight}" in shown
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny", "--rewards.clip:./nowhere", "1", "--dry-run")
+    assert "rewards = 'clip:./nowhere'" in shown
 
 
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
@@ -75,14 +89,14 @@ def test_every_recipe_passes_a_dry_run_without_a_download(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("trian", "corl/tiny"), "unknown verb 'trian'"),
+        (("trian", "corl/tiny-unified"), "unknown verb 'trian'"),
         (("train",), "needs a recipe"),
-        (("train", "corl/tinny"), "did you mean 'corl/tiny'"),
+        (("train", "corl/tiny-unifed"), "did you mean 'corl/tiny"),
         (("train", "--config", "nowhere.json"), "nowhere.json"),
         (("train", "--resume", "nowhere"), "nowhere"),
-        (("train", "corl/tiny", "--scenario.group-size", "1", "--dry-run"), "scenario.group_size = 1"),
-        (("train", "corl/tiny", "--policy.path", "./nowhere", "--dry-run"), "policy.path = './nowhere'"),
-        (("train", "corl/tiny", "--data.train", "./nowhere.jsonl", "--dry-run"), "nowhere.jsonl"),
+        (("train", "corl/tiny-unified", "--scenario.group-size", "1", "--dry-run"), "scenario.group_size = 1"),
+        (("train", "corl/tiny-unified", "--policy.path", "./nowhere", "--dry-run"), "policy.path = './nowhere'"),
+        (("train", "corl/tiny-unified", "--data.train", "./nowhere.jsonl", "--dry-run"), "nowhere.jsonl"),
         (("eval", "assets/nothing"), "no such bundled model"),
         (("sample", "sing"), "choose one of draw, ask"),
         (("pretrain", "llama"), "one of janus"),
@@ -99,18 +113,18 @@ def test_mistakes_are_one_line_with_the_remedy(
 
 
 def test_an_unknown_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert "--optim.stepz" in fails(monkeypatch, capsys, "train", "corl/tiny", "--optim.stepz", "3")
+    assert "--optim.stepz" in fails(monkeypatch, capsys, "train", "corl/tiny-unified", "--optim.stepz", "3")
 
 
 def test_a_wrong_type_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    assert "--optim.steps" in fails(monkeypatch, capsys, "train", "corl/tiny", "--optim.steps", "many")
+    assert "--optim.steps" in fails(monkeypatch, capsys, "train", "corl/tiny-unified", "--optim.steps", "many")
 
 
 def test_a_run_folder_is_not_overwritten_unasked_and_a_foreign_one_never(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "notes.txt").write_text("mine")
-    words = ("train", "corl/tiny", "--policy.path", str(checkpoint), "--out", str(tmp_path))
+    words = ("train", "corl/tiny-unified", "--policy.path", str(checkpoint), "--out", str(tmp_path))
     assert "--overwrite" in fails(monkeypatch, capsys, *words)
     assert "not a run folder" in fails(monkeypatch, capsys, *words, "--overwrite")
     assert (tmp_path / "notes.txt").exists()
@@ -140,7 +154,7 @@ def test_the_exported_world_is_a_data_set_to_train_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     run(monkeypatch, "export", str(tmp_path / "world"), "--count", "12")
-    run(monkeypatch, "train", "corl/tiny", "--data.train", str(tmp_path / "world"), "--dry-run")
+    run(monkeypatch, "train", "corl/tiny-unified", "--data.train", str(tmp_path / "world"), "--dry-run")
     assert "12 items" in capsys.readouterr().out
 
 
@@ -150,6 +164,6 @@ def test_a_data_set_without_the_scenarios_columns_is_refused(
     rows: list[dict[str, Any]] = [{"prompt": "a red circle"}] * 12
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shown = fails(monkeypatch, capsys, "train", "corl/tiny", "--data.train", str(path), "--dry-run")
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny-unified", "--data.train", str(path), "--dry-run")
     assert "image" in shown
     assert "real_image" in shown

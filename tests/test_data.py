@@ -17,17 +17,8 @@ import pytest
 from PIL import Image
 
 from unison.config import DataConfig
-from unison.data import (
-    BadRow,
-    Items,
-    TableItems,
-    WorldItems,
-    export,
-    open_items,
-    read_image,
-    step_indices,
-    unwrap_answer,
-)
+from unison.data import Items, TableItems, WorldItems, export, open_items, step_indices
+from unison.rows import BadRow, read_image, unwrap_answer
 from unison.types import Item
 from unison.world.judge import judge
 from unison.world.scene import TASKS, parse_prompt
@@ -219,7 +210,7 @@ def test_a_bad_row_is_an_error_that_names_source_row_and_column(name: str):
         items[1]
     assert "hub/cats, row 1, column '" in str(caught.value)
     assert message in str(caught.value)
-    assert "--data.skip_bad_rows" in str(caught.value)
+    assert "--data.skip-bad-rows" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
@@ -255,15 +246,15 @@ def test_a_missing_image_file_is_a_bad_row(tmp_path: Path):
         (
             row(),
             {"prompt": "promt"},
-            r"no column 'promt' \(field prompt\).*has prompt, .*data\.columns prompt=prompt",
+            r"no column 'promt' \(field prompt\).*has prompt, .*data\.columns prompt prompt",
         ),
         (
             {"Prompts": "x"},
             {},
-            r"no column 'prompt' \(field prompt\) or 'qa_problem'.*columns prompt=Prompts",
+            r"no column 'prompt' \(field prompt\) or 'qa_problem'.*columns prompt Prompts",
         ),
-        ({"zzz": "x"}, {}, r"it has zzz\. .*--data\.columns prompt=<name>"),
-        ({"qa_problem": "x", "answer": "y"}, {}, r"no column 'qa_solution'.*--data\.columns answer=answer"),
+        ({"zzz": "x"}, {}, r"it has zzz\. .*--data\.columns prompt <name>"),
+        ({"qa_problem": "x", "answer": "y"}, {}, r"no column 'qa_solution'.*--data\.columns answer answer"),
         (row(), {"promt": "prompt"}, r"the field 'promt', which is not one of prompt, image"),
         (row(), {"image": "picture"}, r"no column 'picture' \(field image\)"),
     ],
@@ -399,7 +390,7 @@ def test_a_hub_data_set_gives_the_split_that_is_asked_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         datasets,
         "load_dataset",
-        lambda _, split: datasets.Dataset.from_list([text_row(prompt=splits[split])]),
+        lambda _, split, streaming: datasets.Dataset.from_list([text_row(prompt=splits[split])]),
     )
     assert open_items("org/name", "train", DataConfig(), 0, 0)[0].prompt == "a"
     assert open_items("org/name-v1.5", "eval", DataConfig(), 0, 0)[0].prompt == "b"
@@ -465,7 +456,7 @@ def test_an_export_holds_the_corl_columns_and_bare_questions(tmp_path: Path):
     rows = (export(world, tmp_path, 6) / "metadata.jsonl").read_text().splitlines()
     first = json.loads(rows[0])
     assert set(first) == {
-        *("prompt", "real_image", "qa_problem", "qa_solution", "qa_type", "task", "id"),
+        *("prompt", "real_image", "qa_problem", "qa_solution", "qa_reply", "qa_type", "task", "id"),
         "file_name",
     }
     assert first["qa_problem"] == "What shape is in the image?"

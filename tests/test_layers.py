@@ -29,9 +29,13 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ],
         ["policies.causal"],
     ],
-    "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data"]],
+    "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data rows"]],
     "L3 scenarios": [["scenarios scenarios.*"]],
-    "L4 the parts of a run": [["rollout", "checkpoint", "environment", "plan"], ["evaluate"], ["report", "train_log"]],
+    "L4 the parts of a run": [
+        ["rollout", "checkpoint", "environment", "plan", "merge"],
+        ["evaluate"],
+        ["report", "train_log", "chain"],
+    ],
     "L5 training": [["train", "world.pretrain*"]],
     "L6 what is run": [["recipes recipes.*"], ["cli"], ["__main__"]],
 }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unison.config import AdvantageConfig, GRPOConfig
+from unison.config import AdvantageConfig, ObjectiveConfig
 from unison.objectives.advantage import group_advantages
 from unison.objectives.grpo import Totals, decision_weights, grpo, totals
 from unison.policies.base import Policy
@@ -110,7 +110,7 @@ TOTAL = Totals(turns=5, decisions=20)  # the update holds more than these rows
 )
 @pytest.mark.parametrize(("modality", "scale"), [("text", 2.0), ("image", 0.5)])
 def test_decision_weights_by_hand(aggregation: Any, first: float, second: float, modality: Any, scale: float) -> None:
-    config = GRPOConfig(aggregation=aggregation, constant_length=100, text_weight=2.0, image_weight=0.5)
+    config = ObjectiveConfig(aggregation=aggregation, constant_length=100, text_weight=2.0, image_weight=0.5)
     expected = scale * torch.tensor([[first] * 3 + [0.0], [second, 0.0, 0.0, 0.0], [0.0] * 4])
     assert torch.allclose(decision_weights(MASK, modality, TOTAL, config), expected)
 
@@ -159,17 +159,17 @@ def random_batch(beta: bool = False, drift: float = 0.3) -> TurnBatch:
     )
 
 
-def weighted(b: TurnBatch, config: GRPOConfig) -> TurnBatch:
+def weighted(b: TurnBatch, config: ObjectiveConfig) -> TurnBatch:
     total = Totals(len(b.mask), float(b.mask.sum()))
     return replace(b, weight=decision_weights(b.mask, "text", total, config))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_at_ratio_one_the_gradient_is_reinforces(aggregation: Any) -> None:
-    b = weighted(random_batch(), GRPOConfig(aggregation=aggregation))
+    b = weighted(random_batch(), ObjectiveConfig(aggregation=aggregation))
     b = replace(b, old_logp=b.logp.detach())
     reinforce = -(b.weight * b.advantage[:, None] * b.logp).sum()
-    loss, metrics = grpo(b, GRPOConfig())
+    loss, metrics = grpo(b, ObjectiveConfig())
     ours, theirs = (torch.autograd.grad(x, b.logp)[0] for x in (loss, reinforce))
     assert torch.allclose(ours, theirs, atol=1e-12)
     assert ours.abs().max() > 0
@@ -191,7 +191,7 @@ def test_at_ratio_one_the_gradient_is_reinforces(aggregation: Any) -> None:
 )
 def test_clip_bounds_by_hand(ratio: float, advantage: float, loss: float, clipped: bool) -> None:
     logp = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    found, metrics = grpo(batch(logp, [0.0], advantage), GRPOConfig(clip_low=0.2, clip_high=0.28))
+    found, metrics = grpo(batch(logp, [0.0], advantage), ObjectiveConfig(clip_low=0.2, clip_high=0.28))
     assert found.item() == pytest.approx(loss)
     assert metrics["clip_fraction"] == clipped
     gradient = torch.autograd.grad(found, logp)[0].item()
@@ -199,28 +199,28 @@ def test_clip_bounds_by_hand(ratio: float, advantage: float, loss: float, clippe
 
 
 def test_kl_by_hand() -> None:
-    loss, metrics = grpo(batch([-1.0], advantage=0.0, reference=[-0.5]), GRPOConfig(kl_beta=0.1))
+    loss, metrics = grpo(batch([-1.0], advantage=0.0, reference=[-0.5]), ObjectiveConfig(kl_beta=0.1))
     assert metrics["kl"] == pytest.approx(math.exp(0.5) - 0.5 - 1)
     assert loss.item() == pytest.approx(0.1 * (math.exp(0.5) - 1.5))
 
 
 def test_kl_is_zero_for_equal_policies_and_never_negative() -> None:
     logp = torch.linspace(-5, 0, 9, dtype=torch.float64)
-    assert grpo(batch(logp, advantage=0.0, reference=logp), GRPOConfig(kl_beta=1.0))[0] == 0
+    assert grpo(batch(logp, advantage=0.0, reference=logp), ObjectiveConfig(kl_beta=1.0))[0] == 0
     for shift in (-0.5, 0.5):
-        assert grpo(batch(logp, advantage=0.0, reference=logp + shift), GRPOConfig(kl_beta=1.0))[0] > 0
+        assert grpo(batch(logp, advantage=0.0, reference=logp + shift), ObjectiveConfig(kl_beta=1.0))[0] > 0
 
 
 def test_zero_advantage_without_kl_moves_nothing() -> None:
-    b = replace(weighted(random_batch(), GRPOConfig()), advantage=torch.zeros(6, dtype=torch.float64))
-    loss, _ = grpo(b, GRPOConfig())
+    b = replace(weighted(random_batch(), ObjectiveConfig()), advantage=torch.zeros(6, dtype=torch.float64))
+    loss, _ = grpo(b, ObjectiveConfig())
     assert loss == 0
     assert not torch.autograd.grad(loss, b.logp)[0].any()
 
 
 @pytest.mark.parametrize("rubbish", [math.inf, math.nan, 1e6])
 def test_what_is_masked_has_no_influence(rubbish: float) -> None:
-    config = GRPOConfig(kl_beta=0.1)
+    config = ObjectiveConfig(kl_beta=0.1)
     b = weighted(random_batch(beta=True), config)
     assert b.reference_logp is not None
     poisoned = replace(
@@ -236,7 +236,7 @@ def test_what_is_masked_has_no_influence(rubbish: float) -> None:
 
 def test_metrics_are_sums_over_decisions() -> None:
     b = batch([math.log(1.5), math.log(0.5), 0.0], [0.0, 0.0, 0.0], [1.0, -1.0, 1.0])
-    _, metrics = grpo(b, GRPOConfig())
+    _, metrics = grpo(b, ObjectiveConfig())
     assert metrics["decisions"] == 3
     assert metrics["ratio"] == pytest.approx(3.0)
     assert metrics["clip_fraction"] == 2
@@ -247,7 +247,7 @@ def test_metrics_are_sums_over_decisions() -> None:
 # -- against trl --------------------------------------------------------------------------------------------------
 
 
-def trl_loss(b: TurnBatch, config: GRPOConfig, loss_type: str) -> Tensor:
+def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
     """`GRPOTrainer._compute_loss` itself on given log-probabilities; only what computes those is replaced."""
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -288,7 +288,7 @@ def trl_loss(b: TurnBatch, config: GRPOConfig, loss_type: str) -> Tensor:
     ("aggregation", "loss_type"), [("sequence", "grpo"), ("token", "bnpo"), ("token", "dapo"), ("constant", "dr_grpo")]
 )
 def test_loss_and_gradient_agree_with_trl(aggregation: Any, loss_type: str, beta: float) -> None:
-    config = GRPOConfig(clip_low=0.2, clip_high=0.28, kl_beta=beta, aggregation=aggregation, constant_length=7)
+    config = ObjectiveConfig(clip_low=0.2, clip_high=0.28, kl_beta=beta, aggregation=aggregation, constant_length=7)
     b = weighted(random_batch(beta=True), config)
     b = b if beta else replace(b, reference_logp=None)
     ours, metrics = grpo(b, config)
@@ -326,7 +326,7 @@ def part(b: TurnBatch, rows: slice) -> TurnBatch:
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_micro_batches_add_up_to_the_whole(aggregation: Any, size: int) -> None:
-    config = GRPOConfig(aggregation=aggregation, kl_beta=0.1)
+    config = ObjectiveConfig(aggregation=aggregation, kl_beta=0.1)
     b = weighted(random_batch(beta=True), config)
     whole, metrics = grpo(b, config)
     parts = [grpo(part(b, slice(i, i + size)), config) for i in range(0, 6, size)]
@@ -339,7 +339,7 @@ def test_micro_batches_add_up_to_the_whole(aggregation: Any, size: int) -> None:
 
 
 def turn_batch(
-    policy: Policy, turns: Sequence[Turn], advantage: Tensor, total: Totals, config: GRPOConfig
+    policy: Policy, turns: Sequence[Turn], advantage: Tensor, total: Totals, config: ObjectiveConfig
 ) -> TurnBatch:
     """Turns of one modality as the objective sees them."""
     actions = [turn.action for turn in turns]
@@ -365,7 +365,7 @@ def test_micro_batches_leave_the_policys_gradient_unchanged(policy: Policy, moda
     turns = [Turn(c, a) for c, a in zip(contexts, verb(contexts, sampling, range(6)), strict=True)]
     if modality == "text":
         turns[1:3] = [Turn(t.context, shortened(t.action, 4)) for t in turns[1:3]]
-    advantage, config = torch.linspace(-1, 1, 6), GRPOConfig(aggregation=aggregation, constant_length=36)
+    advantage, config = torch.linspace(-1, 1, 6), ObjectiveConfig(aggregation=aggregation, constant_length=36)
     total = totals([turn.action for turn in turns])
     trained = [p for p in policy.parameters() if p.requires_grad]
 

@@ -741,3 +741,37 @@ def test_a_checkpoint_in_bfloat16_writes_draws_and_trains(checkpoint: Path) -> N
     assert all(logp.dtype == torch.float32 and logp.isfinite().all() for logp in logps)
     torch.cat(logps).sum().backward()
     assert all(p.grad.isfinite().all() for p in policy.parameters() if p.grad is not None)
+
+
+# -- hidden states ------------------------------------------------------------------------------------------------
+
+READ = [(PICTURE, SHORT), (OTHER, LONG), (PICTURE, "circle"), (OTHER, f" {SHORT}\nand {SHORT} ")]
+
+
+def test_hidden_states_are_those_of_a_plain_forward_pass_at_image_and_text(policy: Janus) -> None:
+    tokenizer = policy.tokenizer
+    for image, text in READ:
+        inputs = processed(policy, [f"<image_placeholder>\n{text}"], [image])
+        with torch.no_grad():
+            plain = policy.network(**inputs, output_hidden_states=True).hidden_states[-1][0]
+        ids = inputs["input_ids"][0]
+        seen, read = policy.hidden_states([image], [text])[0]
+        assert (seen - plain[ids == tokenizer.image_token_id]).abs().max() < CLOSE
+        rows = [int((plain - state).abs().amax(-1).argmin()) for state in read]
+        assert (read - plain[rows]).abs().max() < CLOSE
+        assert rows == list(range(rows[0], rows[0] + len(rows)))
+        assert tokenizer.decode(ids[rows]).strip() == text.strip()
+        assert tokenizer.decode(ids[rows[-1] + 1 :]).strip() == "<|Assistant|>:"
+
+
+def test_hidden_states_do_not_depend_on_padding_or_the_rest_of_the_batch(policy: Janus) -> None:
+    images, texts = zip(*READ, strict=True)
+    for together, pair in zip(policy.hidden_states(images, texts), READ, strict=True):
+        alone = policy.hidden_states([pair[0]], [pair[1]])[0]
+        for a, b in zip(together, alone, strict=True):
+            assert a.shape == b.shape
+            assert (a - b).abs().max() < CLOSE
+
+
+def test_a_text_of_nothing_has_no_states(policy: Janus) -> None:
+    assert [len(states) for states in policy.hidden_states([PICTURE], [" "])[0]] == [36, 0]

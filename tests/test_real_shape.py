@@ -49,7 +49,7 @@ def test_the_published_shape_has_the_published_size():
 
 @pytest.mark.slow
 def test_one_step_of_the_real_recipe_runs_saves_and_reloads_in_plain_transformers(reduced: Path, tmp_path: Path):
-    recipe = recipes.find("corl/janus-pro-1b")()
+    recipe = recipes.find("corl/janus-pro-1b-unified")()
     config = dataclasses.replace(
         recipe,
         policy=PolicyConfig(str(reduced), frozen=recipe.policy.frozen),

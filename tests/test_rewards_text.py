@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from unison.rewards.text import accuracy, format_, is_formatted, is_right, parse_answer
+from unison.rewards.text import accuracy, accuracy_soft, format_, is_formatted, is_right, parse_answer
 from unison.types import AnswerKind, Item, Trajectory
 from unison.world.scene import REPLY_FORMAT as SUFFIX
 from unison.world.scene import TASKS, ask, sample
@@ -225,3 +225,29 @@ def test_accuracy_and_format_are_judged_apart() -> None:
     both, bare, wrong = said(tagged("B")), said("B"), said(tagged("A"))
     assert accuracy([both, bare, wrong], None) == [1.0, 1.0, 0.0]
     assert format_([both, bare, wrong], None) == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "truth", "credit"),
+    [
+        ("a red circle", "a red circle", 1),
+        ("red circle", "a red circle", 2 * 2 / 5),
+        ("the circle, red", "red circle", 2 * 2 / 5),
+        ("Red!", "red", 1),
+        ("two cats", "2 dogs", 2 * 1 / 4),
+        ("red red red", "red", 2 * 1 / 4),
+        ("blue", "red", 0),
+        ("", "red", 0),
+        ("!", "?", 0),
+        (tagged("dark red"), "red", 2 * 1 / 3),
+    ],
+)
+def test_soft_credit_is_the_f1_of_the_words(reply: str, truth: str, credit: float) -> None:
+    assert accuracy_soft([said(reply, answer=truth, kind="open_ended")], None) == [pytest.approx(credit)]
+
+
+def test_soft_credit_gives_the_full_point_wherever_the_answer_is_right_and_options_no_part() -> None:
+    replies = [*RIGHT, *WRONG, tagged("B"), "A. blue"]
+    rows = [said(reply) for reply in replies]
+    assert accuracy_soft(rows, None) == accuracy(rows, None)
+    assert accuracy_soft([said(), said("B", answer=None)], None) == [None, None]

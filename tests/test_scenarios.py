@@ -19,7 +19,13 @@ from unison.world.render import render
 from unison.world.scene import sample
 
 CONFIG = ScenarioConfig(group_size=3, text=Sampling(max_tokens=5), image=Sampling(guidance=2.0))
-TURNS = {"t2i": ["image"], "understanding": ["text"], "unified": ["image", "text"]}
+TURNS = {
+    "t2i": ["image"],
+    "understanding": ["text"],
+    "unified": ["image", "text"],
+    "imitate": ["image", "text"],
+}
+SAMPLED = [name for name in SCENARIOS if name != "imitate"]
 
 
 def item(name: str, **fields: Any) -> Item:
@@ -30,6 +36,7 @@ def item(name: str, **fields: Any) -> Item:
         "image": picture,
         "question": "What color is the circle?",
         "answer": "red",
+        "reply": "<think> red circle </think><answer> red </answer>",
     }
     return Item(name, **(full | fields))
 
@@ -65,7 +72,7 @@ def test_every_item_gets_its_group_in_order(policy: Policy, name: str) -> None:
     assert group_rows(found) == {"one": [0, 1, 2], "two": [3, 4, 5], "three": [6, 7, 8]}
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_turns_are_decoded_in_order(policy: Policy, name: str) -> None:
     for trajectory in rollout(policy, name):
         actions = [turn.action for turn in trajectory.turns]
@@ -86,7 +93,7 @@ def test_siblings_share_context_objects_and_others_do_not(policy: Policy, name: 
         assert contexts[0] != contexts[3]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_siblings_differ_and_the_same_seeds_repeat_them(policy: Policy, name: str) -> None:
     found = rollout(policy, name)
     assert len({str(ids(t)) for t in found[:3]}) == 3
@@ -126,6 +133,16 @@ def test_the_question_is_about_the_real_image_not_the_drawing(policy: Policy) ->
 def test_understanding_works_without_an_image(policy: Policy) -> None:
     found = rollout(policy, "understanding", [item("one", image=None)])
     assert found[0].turns[0].context.parts == ("What color is the circle?",)
+
+
+def test_imitation_acts_as_the_item_shows(policy: Policy) -> None:
+    trajectory = rollout(policy, "imitate")[0]
+    drawing, reply = (turn.action for turn in trajectory.turns)
+    assert trajectory.images == (ITEMS[0].image,)
+    assert trajectory.texts == (ITEMS[0].reply,)
+    assert policy.decode([reply]) == [ITEMS[0].reply]
+    assert isinstance(drawing, Tokens)
+    assert torch.equal(drawing.ids, policy.encode([ITEMS[0].image])[0].ids)
 
 
 # -- seeds --------------------------------------------------------------------------------------------------------

@@ -18,14 +18,18 @@ import torch
 
 from unison import recipes
 from unison.config import RunConfig, from_json, to_json
+from unison.data import WorldItems, export
 from unison.train import Trainer
+from unison.train_log import RunLog
 
 REPO = Path(__file__).resolve().parents[1]
+# random weights earn a reward that differs between siblings, and the trainer has a state beside the weights
+RUNNING: dict[str, Any] = {"rewards": {"matching": 1.0, "format": 1.0}, "reward_normalisation": "running"}
 
 
 def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     """The tiny recipe on random weights, a few seconds a run; `changes` by dotted field with __ for the dot."""
-    config = recipes.find("corl/tiny")()
+    config = recipes.find("corl/tiny-unified")()
     fields: dict[str, Any] = {
         "policy__path": str(checkpoint),
         "scenario__group_size": 4,
@@ -47,9 +51,9 @@ def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, out=out, scenario=dataclasses.replace(config.scenario, text=text))
 
 
-def with_varied_rewards(config: RunConfig) -> Trainer:
+def with_varied_rewards(config: RunConfig, resume: bool = False) -> Trainer:
     """A trainer whose rewards always differ within a group: random weights rarely earn any."""
-    trainer = Trainer(config)
+    trainer = Trainer(config, resume)
     trainer.rewards["world"] = lambda ts, policy: [float(t.turns[0].action.ids.float().mean()) for t in ts]
     return trainer
 
@@ -72,6 +76,21 @@ def test_a_run_leaves_metrics_evaluations_checkpoints_and_a_report(checkpoint: P
     assert (run / "checkpoints" / "final" / "model.safetensors").exists()
     assert "<html" in (run / "report.html").read_text()
     assert from_json((run / "config.json").read_text()).out == run
+
+
+def test_running_statistics_of_rewards_outlive_a_crash(checkpoint: Path, tmp_path: Path):
+    fields: dict[str, Any] = {"optim__steps": 4, "checkpoint_every": 2, "reward_normalisation": "running"}
+    whole = with_varied_rewards(small(checkpoint, tmp_path / "whole", **fields))
+    whole.train()
+    halves = with_varied_rewards(small(checkpoint, tmp_path / "halves", **fields))
+    halves.log.step = lambda step, *rest: pytest.fail("stop") if step == 3 else RunLog.step(halves.log, step, *rest)  # type: ignore[method-assign]
+    with pytest.raises(pytest.fail.Exception):
+        halves.train()
+    resumed = with_varied_rewards(halves.config, resume=True)
+    assert resumed.normaliser.seen["world"].count == 2 * 16
+    resumed.train()
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
+    assert resumed.normaliser.state_dict() == whole.normaliser.state_dict()
 
 
 def test_only_the_language_model_is_trained(checkpoint: Path, tmp_path: Path):
@@ -195,7 +214,7 @@ def test_what_cannot_work_is_said_before_training_starts(
 
 
 def test_saved_configurations_are_read_back_and_bad_ones_named():
-    config = recipes.find("corl/tiny")()
+    config = recipes.find("corl/tiny-unified")()
     assert from_json(to_json(config)) == config
     values = json.loads(to_json(config))
     values["optim"]["stepz"] = 3
@@ -207,6 +226,25 @@ def test_saved_configurations_are_read_back_and_bad_ones_named():
         from_json(json.dumps(values))
     with pytest.raises(ValueError, match="not valid JSON"):
         from_json("{")
+
+
+def test_imitation_makes_the_shown_replies_and_drawings_likelier(checkpoint: Path, tmp_path: Path):
+    config = small(
+        checkpoint,
+        tmp_path / "run",
+        scenario__name="imitate",
+        advantage__kind="constant",
+        objective__name="sft",
+        rewards={},
+        optim__steps=6,
+        optim__items_per_step=12,
+        optim__micro_batch_items=6,
+        optim__learning_rate=3e-3,
+    )
+    rows = metrics(Trainer(config).train())
+    for modality in ("text", "image"):
+        assert rows[-1][f"{modality}/nll"] < rows[0][f"{modality}/nll"] - 0.3  # nats a token
+    assert not any(row["constant_step"] for row in rows)
 
 
 # -- whole commands ------------------------------------------------------------------------------------------------
@@ -225,7 +263,7 @@ def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, tmp_path: Path):
-    steps = {"optim__steps": 8, "checkpoint_every": 2}
+    steps = {"optim__steps": 8, "checkpoint_every": 2, **RUNNING}
     whole = run_command(command(small(checkpoint, tmp_path / "whole", **steps), tmp_path))
     assert whole.returncode == 0, whole.stderr
     words = command(small(checkpoint, tmp_path / "killed", **steps), tmp_path)
@@ -243,9 +281,49 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
 
 
 @pytest.mark.slow
+def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: Path, tmp_path: Path):
+    out = tmp_path / "chain"
+    few = ["--optim.steps", "1", "--optim.items-per-step", "2", "--optim.micro-batch-items", "2"]
+    few += ["--evaluation.items", "6", "--scenario.group-size", "2", "--scenario.text.max-tokens", "8"]
+    few += ["--policy.path", str(checkpoint), "--out", str(out)]
+    done = run_command([sys.executable, "-m", "unison", "train", "corl/tiny", *few, "--trackers"])
+    assert done.returncode == 0, done.stderr
+    stages = ["unified", "draw", "multiple-choice", "open-ended"]
+    assert all((out / stage / "report.html").exists() for stage in stages)
+    for stage in stages[1:]:
+        path = json.loads((out / stage / "config.json").read_text())["policy"]["path"]
+        assert path == str(out / "unified" / "checkpoints" / "final")
+    (out / "open-ended" / "report.html").unlink()
+    again = run_command([sys.executable, "-m", "unison", "train", "--resume", str(out)])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished") == 3
+    assert (out / "open-ended" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = export(WorldItems("train", "mixed", "", 0, 24), tmp_path / "rows", 24)  # 8 steps of 4 pass an epoch's end
+    changes = {"data__train": str(rows), "data__streaming": 8, "optim__steps": 8, "checkpoint_every": 2}
+    whole = Trainer(small(checkpoint, tmp_path / "whole", **changes)).train()
+    stopped = Trainer(small(checkpoint, tmp_path / "stopped", **changes))
+    roll_out = stopped.roll_out
+
+    def until_step_5() -> list:
+        if stopped.step == 5:
+            raise KeyboardInterrupt
+        return roll_out()
+
+    monkeypatch.setattr(stopped, "roll_out", until_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Trainer(stopped.config, resume=True).train()
+    assert (resumed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
 def test_two_processes_take_the_same_first_steps_as_one(checkpoint: Path, tmp_path: Path):
-    one = small(checkpoint, tmp_path / "one", optim__steps=2)
-    two = small(checkpoint, tmp_path / "two", optim__steps=2)
+    one = small(checkpoint, tmp_path / "one", optim__steps=2, **RUNNING)
+    two = small(checkpoint, tmp_path / "two", optim__steps=2, **RUNNING)
     assert run_command(command(one, tmp_path)).returncode == 0
     launch = [
         sys.executable,

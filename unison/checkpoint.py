@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from unison.policies.base import Policy
 
 STATE = "state.json"
+LAST = ("last", "last.old")  # where the state may lie: a kill while it is replaced leaves the old one
 
 
 def save_state(accelerator: Accelerator, run: Path, step: int, counters: dict[str, float]) -> None:
@@ -44,12 +45,16 @@ def load_state(accelerator: Accelerator, run: Path) -> dict[str, float]:
     Raises:
         ValueError: the run has no whole checkpoint.
     """
-    for name in ("last", "last.old"):
-        folder = run / "checkpoints" / name
-        if (folder / STATE).is_file():
-            accelerator.load_state(str(folder))
-            return json.loads((folder / STATE).read_text())
+    if folder := last_state(run):
+        accelerator.load_state(str(folder))
+        return json.loads((folder / STATE).read_text())
     raise ValueError(f"{run}: no checkpoint to resume from in {run / 'checkpoints'}; start it with `unison train`")
+
+
+def last_state(run: Path) -> Path | None:
+    """The folder of the run's last whole checkpoint, None where there is none."""
+    folders = (run / "checkpoints" / name for name in LAST)
+    return next((folder for folder in folders if (folder / STATE).is_file()), None)
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, pretrain, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from unison.config import RunConfig, from_json
+from unison.config import Chain, RunConfig, from_json
 
 USAGE = """unison: reinforcement learning for unified multimodal models
 
   unison train <recipe> [--field value ...]    train, evaluate before and after, write a report
   unison train --config <run>/config.json      repeat a run
-  unison train --resume <run>                  go on after a crash
+  unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
+  unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison pretrain janus                        make the bundled tiny model from scratch
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
@@ -48,54 +49,100 @@ class TrainArgs:
 def train(words: Sequence[str]) -> None:
     """`train <recipe>`, `train --config <file>` or `train --resume <run>`."""
     from unison import recipes
-    from unison.rewards import REWARDS
 
     if words and words[0] == "--resume":
         return _resume(words[1:])
     if words and words[0] == "--config":
         if len(words) < 2 or not Path(words[1]).is_file():
             raise ValueError(f"--config {' '.join(words[1:2])}: no such file; give a saved <run>/config.json")
-        default, rest = from_json(Path(words[1]).read_text()), words[2:]
+        recipe, rest = from_json(Path(words[1]).read_text()), words[2:]
     elif words and not words[0].startswith("-"):
-        default, rest = recipes.find(words[0])(), words[1:]
+        recipe, rest = recipes.find(words[0])(), words[1:]
     elif "--help" in words or "-h" in words:
-        default, rest = recipes.find("corl/tiny")(), words
+        recipe, rest = recipes.find(recipes.DEFAULT)(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
-    default = dataclasses.replace(default, rewards=dict.fromkeys(REWARDS, 0.0) | default.rewards)
-    args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(rest), prog="unison train <recipe>")
+    if isinstance(recipe, RunConfig):
+        return _train_run(_parse(recipe, rest))
+    return _train_chain(recipe, Path("runs") / words[0].replace("/", "-"), rest)
+
+
+def _parse(default: RunConfig, words: Sequence[str]) -> TrainArgs:
+    from unison.rewards import REWARDS
+
+    known = dict.fromkeys([*REWARDS, *_with_checkpoints(words)], 0.0)
+    default = dataclasses.replace(default, rewards=known | default.rewards)
+    args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(words), prog="unison train <recipe>")
     config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
     if args.skip_bad_rows:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, skip_bad_rows=True))
+    return dataclasses.replace(args, run=config)
+
+
+def _train_run(args: TrainArgs) -> None:
     if args.dry_run:
         from unison.plan import dry_run
 
-        return dry_run(config)
-    _make_room(Path(config.out), args.overwrite)
+        return dry_run(args.run)
+    _make_room(Path(args.run.out), args.overwrite)
+    return _train(args.run, resume=False)
+
+
+def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
+    """Options hold for every stage; `--out` is the folder of them all."""
+    from unison import chain
+
+    parsed = [_parse(dataclasses.replace(stage.config, out=out), words) for stage in stages]
+    if parsed[0].dry_run:
+        for stage, args in zip(stages, parsed, strict=True):
+            print(f"stage {stage.name}")
+            _train_run(args)
+        return
+    out = Path(parsed[0].run.out)
+    _make_room(out, parsed[0].overwrite)
+    chosen = tuple(dataclasses.replace(s, config=args.run) for s, args in zip(stages, parsed, strict=True))
+    configs = chain.placed(chosen, out)
+    chain.save(configs, out)
+    chain.run(configs, _train)
+
+
+def _train(config: RunConfig, resume: bool) -> None:
     from unison.train import Trainer
 
-    Trainer(config).train()
-    return None
+    Trainer(config, resume).train()
+
+
+def _with_checkpoints(words: Sequence[str]) -> list[str]:
+    """Rewards that options name with a checkpoint of the user's, as in `--rewards.clip:folder 1`."""
+    options = [word.removeprefix("--rewards.").partition("=")[0] for word in words if word.startswith("--rewards.")]
+    parts = [option.partition(":") for option in options]
+    return [f"{name.replace('-', '_')}:{checkpoint}" for name, _, checkpoint in parts if checkpoint]
 
 
 def _resume(words: Sequence[str]) -> None:
-    if len(words) != 1 or not (Path(words[0]) / "config.json").is_file():
-        raise ValueError(f"--resume {' '.join(words)}: no run folder with a config.json there")
-    from unison.train import Trainer
+    """Goes on with a run, or with every unfinished stage of a chain."""
+    from unison import chain
 
-    run = Path(words[0])
-    config = dataclasses.replace(from_json((run / "config.json").read_text()), out=run)
-    Trainer(config, resume=True).train()
+    run = Path(words[0]) if len(words) == 1 else None
+    if run and (run / chain.FILE).is_file():
+        return chain.run(chain.load(run), _train)
+    if not run or not (run / "config.json").is_file():
+        raise ValueError(f"--resume {' '.join(words)}: no run folder with a config.json or {chain.FILE} there")
+    return _train(dataclasses.replace(from_json((run / "config.json").read_text()), out=run), resume=True)
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
+    from unison.chain import FILE
+
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process of a launch looks; by now the folder may hold its files
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(
                 f"out = {str(out)!r} exists: resume it with `unison train --resume {out}`, choose another --out, "
                 "or replace it with --overwrite"
             )
-        if not (out / "config.json").is_file():
+        if not any((out / name).is_file() for name in ("config.json", FILE)):
             raise ValueError(f"out = {str(out)!r} is not a run folder: --overwrite will not delete it")
         shutil.rmtree(out)
 
@@ -128,11 +175,11 @@ def evaluate(words: Sequence[str]) -> None:
     from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
     from unison.data import open_items
     from unison.policies import load_policy
-    from unison.recipes.corl import tiny
+    from unison.recipes.corl import tiny_unified
     from unison.stats import task_mean
     from unison.types import Sampling
 
-    data = dataclasses.replace(tiny().data, questions=args.questions)
+    data = dataclasses.replace(tiny_unified().data, questions=args.questions)
     items = open_items("world", "eval", data, 0, args.items)
     scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=Sampling(guidance=args.guidance))
     policy = load_policy(PolicyConfig(args.checkpoint))
@@ -208,7 +255,7 @@ def sample(words: Sequence[str]) -> None:
         _save_sheet(policy.decode(policy.draw([context] * args.count, settings, seeds)), args.zoom, args.out)
         print(args.out)
         return
-    from unison.data import read_image
+    from unison.rows import read_image
 
     context = Context((read_image(str(args.image), Path(".")), args.question))
     settings = Sampling(temperature=args.temperature, max_tokens=args.max_tokens)
@@ -224,6 +271,32 @@ def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (i * (width + 8), 0))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
+
+
+@dataclass(frozen=True)
+class MergeArgs:
+    """Merge fine-tuned checkpoints of one base into a new checkpoint, tensor by tensor."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoint folders or hub ids, in transformers format."""
+    out: Path
+    """New folder for the merged checkpoint."""
+    method: Literal["gaussian", "linear", "slerp", "ties"]
+    """gaussian and ties weigh changes to --base; linear is the weighted mean; slerp takes two models."""
+    weights: tuple[float, ...] = ()
+    """Share of each model, summing to 1; equal shares if not given."""
+    base: str | None = None
+    """The checkpoint that the models were tuned from."""
+    density: float = 0.2
+    """Share of each model's changes that ties keeps."""
+
+
+def merge(words: Sequence[str]) -> None:
+    """`merge <checkpoint> <checkpoint> ... --out <folder> --method <name>`"""
+    args = tyro.cli(MergeArgs, args=list(words), prog="unison merge")
+    from unison.merge import merge as write
+
+    print(write(args.models, args.out, args.method, args.weights, args.base, args.density))
 
 
 def pretrain(words: Sequence[str]) -> None:
@@ -292,6 +365,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "merge": merge,
     "pretrain": pretrain,
     "recipes": recipes,
     "report": report,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from unison.types import Sampling
 
@@ -49,8 +49,14 @@ class DataConfig:
     """Column of the data set for each field of an item; the CoRL names are the default."""
     question_suffix: str = ""
     """Text appended to every question on a line of its own, such as the request for a format."""
+    suffixes: dict[Literal["multiple_choice", "open_ended"], str] = field(default_factory=dict)
+    """Text for one kind of question in place of `question_suffix`."""
+    kinds: dict[str, Literal["multiple_choice", "open_ended"]] = field(default_factory=dict)
+    """What the values of the `qa_type` column mean, beyond the usual names."""
     skip_bad_rows: bool = False
     """Count and skip rows that cannot be read instead of stopping."""
+    streaming: int = 0
+    """Rows of the shuffle buffer when tables are streamed instead of loaded whole; 0 loads them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class ScenarioConfig:
 class AdvantageConfig:
     """How rewards become advantages."""
 
+    kind: Literal["group", "constant"] = "group"
+    """Compare the siblings of a group, or give every trajectory the advantage 1 (imitation)."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
     epsilon: float = 1e-4
@@ -80,9 +88,11 @@ class AdvantageConfig:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
-    """The clipped policy-gradient objective."""
+class ObjectiveConfig:
+    """What is minimised over the decisions of a rollout."""
 
+    name: Literal["grpo", "sft"] = "grpo"
+    """Clipped policy gradient, or negative log-likelihood weighted by the advantage."""
     clip_low: float = 0.2
     """Ratio clip below 1."""
     clip_high: float = 0.2
@@ -157,11 +167,13 @@ class RunConfig:
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by name."""
+    """Weight of each reward by name; `name:checkpoint` gives it another model than its default."""
+    reward_normalisation: Literal["none", "group", "running"] = "none"
+    """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
     """Rewards whose exceptions count as 'cannot judge' instead of stopping the run."""
     advantage: AdvantageConfig = AdvantageConfig()
-    objective: GRPOConfig = GRPOConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
     out: Path = Path("runs/unnamed")
@@ -177,6 +189,20 @@ class RunConfig:
         check(self)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One run of a chain."""
+
+    name: str
+    """Folder inside the chain's folder."""
+    config: RunConfig
+    start: str = ""
+    """Earlier stage whose final checkpoint this one starts from; empty starts from its own `policy.path`."""
+
+
+Chain: TypeAlias = tuple[Stage, ...]
+
+
 def check(config: RunConfig) -> None:
     """Rejects settings that cannot work, before anything is loaded.
 
@@ -184,7 +210,9 @@ def check(config: RunConfig) -> None:
         ValueError: names the field, its value and the remedy.
     """
     optim, group = config.optim, config.scenario.group_size
-    _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+    if config.advantage.kind == "group":
+        _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+        _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     for name in ("steps", "items_per_step", "micro_batch_items", "updates_per_rollout"):
         _require(getattr(optim, name) >= 1, f"optim.{name}", getattr(optim, name), "at least 1")
     _require(
@@ -200,11 +228,11 @@ def check(config: RunConfig) -> None:
         optim.micro_batch_items,
         f"a divisor of the {per_update} items of an update",
     )
+    _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
         _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
-    _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 

@@ -1,61 +1,40 @@
 """Items to train on and to evaluate on: the embedded world, local files and folders, data sets of the hub.
 
-Every source is random access and deterministic, and `step_indices` is a pure function of the step, so a
-resumed run sees the same items in the same order without saved state.
+Every source is deterministic, and which items a step takes is a pure function of the step, so a resumed run sees the
+same items in the same order without saved state. Tables are random access; a stream skips to where a run stopped.
 """
 
 from __future__ import annotations
 
-import difflib
 import glob
-import io
+import itertools
 import json
 import logging
 import os
 import random
 import re
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from unison.config import DataConfig
+from unison.rows import COLUMNS, OPTIONS, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, sample
+from unison.world.scene import TASKS, Split, ask, caption, sample
 
 if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {
-    "prompt": "prompt",
-    "image": "real_image",
-    "question": "qa_problem",
-    "answer": "qa_solution",
-    "kind": "qa_type",
-    "task": "task",
-    "id": "id",
-}
-"""Column of each field of an item unless `data.columns` says otherwise: the names of the CoRL data sets."""
-
-KINDS: dict[str, AnswerKind] = {
-    "multiple_choice": "multiple_choice",
-    "multi_choice": "multiple_choice",
-    "mcq": "multiple_choice",
-    "mc": "multiple_choice",
-    "open_ended": "open_ended",
-    "free_form": "open_ended",
-    "oe": "open_ended",
-    "vqa": "open_ended",
-}
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+KEPT = 256  # rows of a stream that are held in memory behind the last one
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "eval": ("test", "validation", "eval", "val", "dev"),
@@ -75,10 +54,6 @@ class Items(Protocol):
     def __getitem__(self, index: int, /) -> Item: ...
 
 
-class BadRow(ValueError):  # noqa: N818 - a noun of the data, as users meet it in messages
-    """A row that cannot become an item; the message names the source, the row (from 0) and the column."""
-
-
 # -- the embedded world --------------------------------------------------------------------------------------
 
 
@@ -91,7 +66,7 @@ class WorldItems:
 
     split: Split
     questions: str
-    suffix: str
+    suffix: Suffix
     seed: int
     size: int
     skipped: int = field(default=0, init=False)
@@ -107,13 +82,16 @@ class WorldItems:
         image = render(scene)
         question = ask(rng, description, scene)
         choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
+        answer = question.letter if choice else question.answer
+        kind: AnswerKind = "multiple_choice" if choice else "open_ended"
         return Item(
             id=f"world-{self.split}-{self.seed}-{index}",
             prompt=description.prompt,
             image=image,
-            question=_join(question.multiple_choice() if choice else question.text, self.suffix),
-            answer=question.letter if choice else question.answer,
-            kind="multiple_choice" if choice else "open_ended",
+            question=join(question.multiple_choice() if choice else question.text, self.suffix, kind),
+            answer=answer,
+            reply=f"<think> {caption(scene)} </think><answer> {answer} </answer>",
+            kind=kind,
             task=task,
         )
 
@@ -123,34 +101,35 @@ class WorldItems:
 
 @dataclass(eq=False)
 class TableItems:
-    """Items from the rows of a map-style `datasets.Dataset`.
+    """Items from the rows of a map-style `datasets.Dataset`, read as `RowReader` says.
 
-    A field whose column the table lacks is left out of every item; a field whose column it has must hold a
-    usable value in every row. A bad row raises `BadRow`, or with `skip_bad_rows` is replaced by the next good
-    row, under an id of its own (ids key the groups, and both rows may meet in one step).
+    A bad row raises `BadRow`, or with `skip_bad_rows` is replaced by the next good row, under an id of its own (ids key
+    the groups, and both rows may meet in one step).
 
     Raises:
-        ValueError: a mapped column that the table lacks, neither prompts nor questions, questions without
-            answers, repeated ids, no rows, or (on access) only bad rows.
+        ValueError: columns that make no items, repeated ids, no rows, or (on access) only bad rows.
     """
 
     dataset: datasets.Dataset
     columns: Mapping[str, str]
     """Column of a field where it differs from COLUMNS."""
-    suffix: str
+    suffix: Suffix
     skip_bad_rows: bool
     source: str | Path
     """Names the table in messages and ids; relative image paths start at this folder or file's folder."""
-    _column: dict[str, str] = field(init=False, repr=False)
+    kinds: Mapping[str, AnswerKind] = field(default_factory=dict)
+    """Kinds of question beyond the known names."""
+    _reader: RowReader = field(init=False, repr=False)
     _bad: set[int] = field(init=False, repr=False, default_factory=set)
 
     def __post_init__(self) -> None:
-        self._column = _resolve_columns(self.dataset.column_names, self.columns, self.source)
-        self.dataset = _undecoded(self.dataset.select_columns(sorted(set(self._column.values()))))
+        self._reader = RowReader(self.dataset.column_names, self.columns, self.suffix, self.kinds, self.source)
+        column = self._reader.column
+        self.dataset = _undecoded(self.dataset.select_columns(sorted(set(column.values()))))
         if not len(self.dataset):
             raise ValueError(f"{self.source} has no rows")
-        if "id" in self._column:
-            _check_ids(self.dataset[self._column["id"]], self._column["id"], self.source)
+        if "id" in column:
+            _check_ids(self.dataset[column["id"]], column["id"], self.source)
 
     @property
     def skipped(self) -> int:
@@ -165,7 +144,7 @@ class TableItems:
             if row in self._bad:
                 continue
             try:
-                item = self._read(row)
+                item = self._reader.read(row, self.dataset[row])
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise
@@ -175,87 +154,23 @@ class TableItems:
             return item if row == index else replace(item, id=f"{item.id} for row {index}")
         raise ValueError(f"{self.source}: all {len(self)} rows are bad; the warnings above say why")
 
-    def _read(self, row: int) -> Item:
-        values = self.dataset[row]
-        text = {name: self._text(row, name, values[column]) for name, column in self._column.items() if name != "image"}
-        image = self._image(row, values[self._column["image"]]) if "image" in self._column else None
-        return Item(
-            id=text.get("id", f"{Path(self.source).stem}-{row}"),
-            prompt=text.get("prompt"),
-            image=image,
-            question=_join(text["question"], self.suffix) if "question" in text else None,
-            answer=text.get("answer"),
-            kind=self._kind(row, text.get("kind", "open_ended")),
-            task=text.get("task", "all"),
-        )
-
-    def _text(self, row: int, name: str, value: Any) -> str:
-        if value is None or isinstance(value, dict | list | bytes):
-            raise self._bad_row(row, name, f"{value!r:.60} is not text")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a whole number that its column's type turned into 3.0
-        text = str(value).strip()
-        if name == "answer":
-            text = unwrap_answer(text)
-        if not text:
-            raise self._bad_row(row, name, "is empty")
-        return text
-
-    def _kind(self, row: int, value: str) -> AnswerKind:
-        kind = KINDS.get(re.sub(r"[\s-]+", "_", value.lower()))
-        if kind is None:
-            raise self._bad_row(row, "kind", f"{value!r} is not one of {', '.join(KINDS)}")
-        return kind
-
-    def _image(self, row: int, value: Any) -> Image.Image:
-        source = Path(self.source)
-        try:
-            return read_image(value, source if source.is_dir() else source.parent)
-        except Exception as error:  # the decoders of PIL raise whatever a broken file provokes
-            raise self._bad_row(row, "image", f"cannot be read: {error}") from error
-
-    def _bad_row(self, row: int, name: str, what: str) -> BadRow:
-        where = f"{self.source}, row {row}, column {self._column[name]!r} (field {name})"
-        return BadRow(f"{where}: {what}; fix the row, or replace bad rows by the next with --data.skip_bad_rows true")
+    def complaints(self) -> list[str]:
+        """What is wrong with each bad row, pictures apart: a check of the whole table before a run."""
+        names = {column for name, column in self._reader.column.items() if name != "image"}
+        found = []
+        for row, values in enumerate(self.dataset.select_columns(sorted(names))):
+            try:
+                self._reader.read(row, values)
+            except BadRow as error:
+                found.append(str(error))
+        return found
 
 
-def _resolve_columns(available: Sequence[str], columns: Mapping[str, str], source: str | Path) -> dict[str, str]:
-    """The column of each field that the table can fill.
-
-    Raises:
-        ValueError: an unknown field, a mapped column that is missing, or too few columns to make an item.
-    """
-    for name in columns:
-        if name not in COLUMNS:
-            raise ValueError(f"data.columns has the field {name!r}, which is not one of {', '.join(COLUMNS)}")
-    mapping = COLUMNS | dict(columns)
-    found = {name: column for name, column in mapping.items() if column in available}
-    missing = [name for name in columns if name not in found]
-    if not missing and "prompt" not in found and "question" not in found:
-        missing = ["prompt", "question"]
-    if not missing and "question" in found and "answer" not in found:
-        missing = ["answer"]
-    if missing:
-        wanted = " or ".join(f"{mapping[name]!r} (field {name})" for name in missing)
-        near = _nearest(mapping[missing[0]], missing[0], available)
-        raise ValueError(
-            f"{source} has no column {wanted}; it has {', '.join(available)}. "
-            f"Name the right one with --data.columns {missing[0]}={near}"
-        )
-    return found
-
-
-def _nearest(column: str, name: str, available: Sequence[str]) -> str:
-    lower = {x.lower(): x for x in available}
-    near = [y for x in (column, name) for y in difflib.get_close_matches(x.lower(), lower, n=1)]
-    return lower[near[0]] if near else "<name>"
-
-
-def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+def _undecoded(dataset: Any) -> Any:
     """Leaves image columns as bytes and paths: `read_image` decodes, so that a broken file is a bad row."""
     import datasets
 
-    for name, feature in dataset.features.items():
+    for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset
@@ -270,35 +185,102 @@ def _check_ids(ids: Sequence[Any], column: str, source: str | Path) -> None:
             )
 
 
-def read_image(value: Any, root: Path) -> Image.Image:
-    """An RGB picture from a PIL image, bytes, a path (relative to `root`) or a dict with `bytes` or `path`.
-
-    Raises:
-        ValueError: nothing to read. OSError and others: a missing or broken file.
-    """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise ValueError("there is no image")
-    if not isinstance(value, Image.Image):
-        value = Image.open(io.BytesIO(value) if isinstance(value, bytes) else root / value)
-    value.load()  # opening reads only the header
-    return ImageOps.exif_transpose(value).convert("RGB")
-
-
-def unwrap_answer(text: str) -> str:
-    """The inside of `<answer>..</answer>` where there is such a block."""
-    block = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return block[1].strip() if block else text
-
-
-def _join(question: str, suffix: str) -> str:
-    return f"{question}\n{suffix}" if suffix else question
-
-
 def _check_index(index: int, size: int) -> None:
     if not 0 <= index < size:
         raise IndexError(f"item {index} of {size}")
+
+
+# -- streams -------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class StreamItems:
+    """Items from the rows of a `datasets.IterableDataset`, epoch after epoch without end, shuffled in a buffer.
+
+    The order depends on `seed` and `buffer` alone. Item i is found by walking there, over rows that are read but not
+    decoded; the last `KEPT` rows are held, and an index before them starts over. Ids are numbered, so that a row
+    that comes again is another item. A bad row raises `BadRow`, or with `skip_bad_rows` is replaced by the next.
+
+    Raises:
+        ValueError: columns that make no items, no rows, or (on access) a row that cannot be read or `KEPT` bad rows.
+    """
+
+    stream: datasets.IterableDataset
+    columns: Mapping[str, str]
+    suffix: Suffix
+    skip_bad_rows: bool
+    source: str | Path
+    kinds: Mapping[str, AnswerKind]
+    buffer: int
+    """Rows from which the next one is drawn at random."""
+    seed: int
+    _reader: RowReader = field(init=False, repr=False)
+    _bad: set[int] = field(init=False, repr=False, default_factory=set)
+    _rows: dict[int, Mapping[str, Any]] = field(init=False, repr=False, default_factory=dict)
+    _walk: Iterator[tuple[int, Mapping[str, Any]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        first = next(_rows(self.stream, self.source), None)
+        if first is None:
+            raise ValueError(f"{self.source} has no rows")
+        self._reader = RowReader(list(first), self.columns, self.suffix, self.kinds, self.source)
+        self.stream = self.stream.shuffle(seed=self.seed, buffer_size=self.buffer)
+        self._walk = enumerate(self._endless())
+
+    @property
+    def skipped(self) -> int:
+        return len(self._bad)
+
+    def __len__(self) -> int:
+        """A stream has no last item."""
+        return sys.maxsize
+
+    def __getitem__(self, index: int, /) -> Item:
+        _check_index(index, len(self))
+        for place in range(index, index + KEPT):
+            if place in self._bad:
+                continue
+            where = f"{place} of the stream"
+            try:
+                item = self._reader.read(where, self._row(place))
+            except BadRow as error:
+                if not self.skip_bad_rows:
+                    raise
+                self._bad.add(place)
+                log.warning("skipped: %s", error)
+                continue
+            stem = item.id if "id" in self._reader.column else Path(self.source).stem
+            return replace(item, id=f"{stem}-{index}")
+        raise ValueError(f"{self.source}: {KEPT} bad rows one after another; the warnings above say why")
+
+    def _row(self, place: int) -> Mapping[str, Any]:
+        if self._rows and place < min(self._rows):
+            self._rows, self._walk = {}, enumerate(self._endless())
+        while place not in self._rows:
+            passed, row = next(self._walk)
+            self._rows[passed] = row
+            self._rows.pop(passed - KEPT, None)
+        return self._rows[place]
+
+    def _endless(self) -> Iterator[Mapping[str, Any]]:
+        for epoch in itertools.count():
+            self.stream.set_epoch(epoch)  # another order
+            yield from _rows(self.stream, self.source)
+
+
+def _rows(stream: datasets.IterableDataset, source: str | Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of one pass, as they come.
+
+    Raises:
+        ValueError: a broken file, or a broken connection; says how far it got.
+    """
+    count = 0
+    try:
+        for row in stream:
+            yield row
+            count += 1
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: after {count} rows of the stream, the next cannot be read: {error}") from error
 
 
 # -- opening -------------------------------------------------------------------------------------------------
@@ -308,24 +290,37 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     """The items of `world`, of a local file or folder, or of a hub data set.
 
     `seed` and `size` are those of the world; any other source has as many items as rows. Where files of a
-    folder or splits of a hub data set are named after a split, only those of `split` are read.
+    folder or splits of a hub data set are named after a split, only those of `split` are read. With `data.streaming`
+    training items come from a stream in the order of `seed`, and held-out items are the first `size` rows.
 
     Raises:
-        ValueError: the source is missing, unreadable, of unknown format, or lacks columns (see `TableItems`).
+        ValueError: the source is missing, unreadable, of unknown format, or lacks columns (see `RowReader`).
     """
+    suffix = _suffix(config)
     if source == "world":
-        return WorldItems(split, config.questions, config.question_suffix, seed, size)
-    path = Path(source).expanduser()
+        return WorldItems(split, config.questions, suffix, seed, size)
+    path, name = Path(source).expanduser(), source
     if path.exists():
         files = _files(path, split)
-        return _table(_load_files(files), config, files[0].parent if path.is_dir() else path)
-    if source.startswith((".", "/", "~")) or path.suffix[1:].isalpha():
+        rows, name = _load_files(files, bool(config.streaming)), files[0].parent if path.is_dir() else path
+    elif source.startswith((".", "/", "~")) or path.suffix[1:].isalpha():
         raise ValueError(f"data.{split} = {source!r}: there is no such file or folder (looked for {path.absolute()})")
-    return _table(_load_hub(source, split), config, source)
+    else:
+        rows = _load_hub(source, split, bool(config.streaming))
+    if config.streaming and split == "train":
+        options = (config.columns, suffix, config.skip_bad_rows, name, config.kinds)
+        return StreamItems(_undecoded(rows), *options, buffer=config.streaming, seed=seed)
+    if config.streaming:
+        from datasets import Dataset
+
+        rows = Dataset.from_list(list(_rows(_undecoded(rows).take(size), name)))
+    return TableItems(rows, config.columns, suffix, config.skip_bad_rows, name, config.kinds)
 
 
-def _table(dataset: datasets.Dataset, config: DataConfig, source: str | Path) -> TableItems:
-    return TableItems(dataset, config.columns, config.question_suffix, config.skip_bad_rows, source)
+def _suffix(config: DataConfig) -> Suffix:
+    if not config.suffixes:
+        return config.question_suffix
+    return {kind: config.suffixes.get(kind, config.question_suffix) for kind in get_args(AnswerKind)}
 
 
 def _files(path: Path, split: Split) -> list[Path]:
@@ -358,8 +353,8 @@ def _of_split(files: list[Path], path: Path, split: Split) -> list[Path]:
     return chosen
 
 
-def _load_files(files: list[Path]) -> datasets.Dataset:
-    """Reads local files offline; the arrow copy is kept in the system's temporary folder.
+def _load_files(files: list[Path], streaming: bool) -> Any:
+    """Reads local files offline; the arrow copy, if not streaming, is kept in the system's temporary folder.
 
     Raises:
         ValueError: a file is not what its suffix says, or its rows do not share one type per column.
@@ -376,6 +371,7 @@ def _load_files(files: list[Path]) -> datasets.Dataset:
             data_files=[glob.escape(str(file.absolute())) for file in files],
             split="train",
             cache_dir=str(cache),
+            streaming=streaming,
             **options,
         )
     except (DatasetGenerationError, ValueError, StopIteration) as error:
@@ -383,8 +379,8 @@ def _load_files(files: list[Path]) -> datasets.Dataset:
         raise ValueError(f"{names}: cannot be read as {reader}: {why}") from error
 
 
-def _load_hub(source: str, split: Split) -> datasets.Dataset:
-    """Loads a hub data set through the usual Hugging Face cache.
+def _load_hub(source: str, split: Split, streaming: bool) -> Any:
+    """Loads a hub data set through the usual Hugging Face cache, or opens it as a stream.
 
     Raises:
         ValueError: it cannot be reached, or has no split of this kind.
@@ -395,7 +391,7 @@ def _load_hub(source: str, split: Split) -> datasets.Dataset:
         available = datasets.get_dataset_split_names(source)
         chosen = next((name for name in SPLIT_NAMES[split] if name in available), None)
         if chosen is not None:
-            return datasets.load_dataset(source, split=chosen)
+            return datasets.load_dataset(source, split=chosen, streaming=streaming)
     except OSError as error:  # offline, unknown or private
         raise ValueError(
             f"data.{split} = {source!r} is neither `world`, nor a local path, nor a hub data set "
@@ -407,6 +403,13 @@ def _load_hub(source: str, split: Split) -> datasets.Dataset:
 
 
 # -- order ---------------------------------------------------------------------------------------------------
+
+
+def step_items(items: Items, count: int, step: int, seed: int) -> list[int]:
+    """Which `count` items a training step takes: those of `step_indices`, or the next of a stream."""
+    if isinstance(items, StreamItems):
+        return list(range(step * count, (step + 1) * count))
+    return step_indices(len(items), count, step, seed)
 
 
 def step_indices(count: int, items: int, step: int, seed: int) -> list[int]:
@@ -467,7 +470,7 @@ def export(items: WorldItems | TableItems, folder: Path, count: int) -> Path:
 
 def _export_row(item: Item, folder: Path, file_name: str) -> dict[str, str]:
     """Saves the item's picture and returns its row, without the fields that it lacks."""
-    values = {name: getattr(item, name) for name in COLUMNS if name != "image"}
+    values = {name: getattr(item, name) for name in COLUMNS if name not in ("image", *OPTIONS)}
     if item.image is not None:
         item.image.save(folder / file_name)
         values["image"] = file_name

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
-from unison.data import COLUMNS, open_items
+from unison.data import StreamItems, TableItems, open_items
 from unison.policies import family_of, locate
 from unison.rewards import load_rewards
+from unison.rows import COLUMNS
 
 GIB = 2**30
 FLOAT = {"float32": 4, "bfloat16": 2}
@@ -55,7 +56,12 @@ def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
             f"data.train = {source!r}: items have no {', '.join(missing)}; columns read: "
             + ", ".join(f"{name} from {columns[name]!r}" for name in missing)
         )
-    return f"{source}, {len(items):,} items, first one readable"
+    if isinstance(items, StreamItems):
+        return f"{source}, streamed, first row readable"
+    bad = items.complaints() if isinstance(items, TableItems) else []
+    if bad and not config.data.skip_bad_rows:
+        raise ValueError(f"{len(bad)} of {len(items):,} rows are bad; the first: {bad[0]}")
+    return f"{source}, {len(items):,} items, {len(bad)} bad rows, first one readable"
 
 
 def model_config(config: PolicyConfig) -> Any:
@@ -76,7 +82,10 @@ def model_config(config: PolicyConfig) -> Any:
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
-    family_of(str(folder))
+    if family_of(str(folder)) == "multi_modality":
+        from unison.policies.janus_deepseek import read_config
+
+        return read_config(folder)
     return JanusConfig.from_pretrained(folder)
 
 

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from unison import checkpoint, scenarios
 from unison.config import OptimConfig, RunConfig, to_json
-from unison.data import open_items, step_indices
+from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, evaluate
-from unison.objectives.advantage import group_advantages
-from unison.objectives.grpo import Totals, decision_weights, grpo, totals
+from unison.objectives import OBJECTIVES
+from unison.objectives.advantage import advantages_of
+from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.report import write_report
 from unison.rewards import load_rewards, score
+from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
 from unison.scenarios.common import Seeds
 from unison.train_log import RunLog
@@ -52,6 +54,8 @@ class Trainer:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
         self.rewards = load_rewards(config.rewards)
+        self.objective = OBJECTIVES[config.objective.name]
+        self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
@@ -62,7 +66,7 @@ class Trainer:
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.trained, config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
-        self.accelerator.register_for_checkpointing(self.schedule)
+        self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
         self._resume() if resume else self._start()
@@ -82,10 +86,15 @@ class Trainer:
                     trajectories = self.roll_out()
                 with self.clock("reward"):
                     reward_metrics = score(
-                        trajectories, self.rewards, config.rewards, self.policy, config.abstain_on_error
+                        trajectories,
+                        self.rewards,
+                        config.rewards,
+                        self.policy,
+                        config.abstain_on_error,
+                        self.normaliser,
                     )
                 rewards = [trajectory.reward for trajectory in trajectories]
-                advantages, spread = group_advantages(rewards, group_rows(trajectories), config.advantage)
+                advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
                 with self.clock("update"):
                     update_metrics = self.update(trajectories, advantages)
                 self.log.step(self.step, reward_metrics, spread, update_metrics, trajectories)
@@ -99,7 +108,7 @@ class Trainer:
     def roll_out(self) -> list[Trajectory]:
         """This process's share of the step's items, G trajectories each."""
         config, processes = self.config, self.accelerator.num_processes
-        indices = step_indices(len(self.items), config.optim.items_per_step, self.step - 1, config.seed)
+        indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
         items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
         seeds = Seeds(config.seed, self.step)
         return roll_out(
@@ -135,7 +144,7 @@ class Trainer:
             sums: Metrics = {}
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
-                    loss, part = grpo(self._batch(chunk, modality, total), self.config.objective)
+                    loss, part = self.objective(self._batch(chunk, modality, total), self.config.objective)
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}

@@ -110,6 +110,8 @@ class Item:
     """The real image that the question is about."""
     question: str | None = None
     answer: str | None = None
+    reply: str | None = None
+    """A whole reply to imitate: the thought and the answer in the requested format."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""

@@ -10,6 +10,14 @@ from unison.config import AdvantageConfig
 from unison.types import Metrics
 
 
+def advantages_of(
+    rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]], config: AdvantageConfig
+) -> tuple[list[float | None], Metrics]:
+    """Advantages of the configured kind; arguments and results as those of `group_advantages`."""
+    compared, metrics = group_advantages(rewards, groups, config)
+    return ([1.0] * len(rewards) if config.kind == "constant" else compared), metrics
+
+
 def group_advantages(
     rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]], config: AdvantageConfig
 ) -> tuple[list[float | None], Metrics]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unison.config import GRPOConfig
+from unison.config import ObjectiveConfig
 from unison.types import Action, Metrics, Modality, TurnBatch
 
 
@@ -25,7 +25,7 @@ def totals(actions: Sequence[Action]) -> Totals:
     return Totals(len(actions), float(sum(int(action.mask.sum()) for action in actions)))
 
 
-def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: GRPOConfig) -> Tensor:
+def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: ObjectiveConfig) -> Tensor:
     """Each decision's share of the update's loss, so that micro-batches simply add up. [B, L]
 
     `sequence`: mean over a turn's decisions, then over turns (GRPO, arXiv 2402.03300; CoRL). `token`: mean over all
@@ -42,7 +42,7 @@ def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: GR
     return scale * mask / divisor
 
 
-def grpo(batch: TurnBatch, config: GRPOConfig) -> tuple[Tensor, Metrics]:
+def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """Clipped surrogate plus k3 KL to the reference.
 
     Source: GRPO, arXiv 2402.03300, eq. 3 and 4; separate clip bounds as in DAPO, arXiv 2503.14476.

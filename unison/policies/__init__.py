@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 from unison.config import PolicyConfig
 from unison.policies.base import Policy
 
-FAMILIES = {"janus": "unison.policies.janus:Janus"}
+FAMILIES = {"janus": "unison.policies.janus:Janus.load", "multi_modality": "unison.policies.janus_deepseek:load"}
+"""What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout."""
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -66,4 +68,4 @@ def load_policy(config: PolicyConfig) -> Policy:
     """
     path = locate(config.path)
     module, name = FAMILIES[family_of(path)].split(":")
-    return getattr(import_module(module), name).load(path, config)
+    return attrgetter(name)(import_module(module))(path, config)

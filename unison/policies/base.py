@@ -24,7 +24,8 @@ class Policy(nn.Module):
     """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
     and temperature.
 
-    A family implements `write`, `draw`, `forward`, `nll`, `decode` and `save`; `abilities` says which verbs it has.
+    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode` and `save`; `abilities` says
+    which verbs it has.
     """
 
     family: ClassVar[str]
@@ -61,6 +62,11 @@ class Policy(nn.Module):
         """Mean negative log-likelihood per decision of each supervised target. [B]"""
         logps = self(contexts, self.encode(targets))
         return torch.stack([-logp.mean() for logp in logps])
+
+    def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """Last hidden states at the image tokens [I, D] and at the text's own tokens [T, D] of every pair, read as one
+        user turn, image first; no gradient."""
+        raise NotImplementedError
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         """Text (str) of each text action, picture (PIL) of each image action."""

@@ -67,9 +67,18 @@ class Prefixed:
     """Prefixes after their pass: what rows need to continue them."""
 
     cache: PrefixCache
-    last: Tensor  # [P, D] state at the end of each prefix; predicts the first token
+    hidden: Tensor  # [P, S, D] states of all positions
     visible: Tensor  # [P, S] bool, False at left padding
     lengths: Tensor  # [P]
+
+    @property
+    def last(self) -> Tensor:
+        """The state at the end of each prefix, which predicts the first token. [P, D]"""
+        return self.hidden[:, -1]
+
+    def states(self) -> list[Tensor]:
+        """The states of each prefix without padding. each [S_p, D]"""
+        return [row[seen] for row, seen in zip(self.hidden, self.visible, strict=True)]
 
 
 def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor]) -> Prefixed:
@@ -84,7 +93,7 @@ def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor]) -> Prefixed:
     positions = (at - (size - lengths[:, None])).clamp_min(0)
     cache = PrefixCache()
     hidden = _pass(network, embeds, causal[:, None], positions, cache)
-    return Prefixed(cache, hidden[:, -1], visible, lengths)
+    return Prefixed(cache, hidden, visible, lengths)
 
 
 def _pass(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:

@@ -31,6 +31,21 @@ Drawn: TypeAlias = "Image | Tokens"
 Piece: TypeAlias = "list[int] | Drawn"
 REPLY = "\x00reply\x00"  # stands for an earlier reply in the rendered chat; its ids are spliced in
 
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+{{- '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' -}}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{{- '<image_placeholder>' -}}{{- '\\n' if not loop.last else '' -}}
+{%- else -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{{- '\\n\\n' if message['role'] == 'user' else '<｜end▁of▁sentence｜>' -}}
+{%- endfor -%}
+{{- '<|Assistant|>:' if add_generation_prompt else '' -}}
+"""
+
 
 class Janus(Policy):
     """The Janus family (arXiv 2410.13848, 2501.17811)."""
@@ -201,6 +216,27 @@ class Janus(Policy):
         if isinstance(image, Tokens):
             return self.vq.decode(image.ids[None].to(self.device))
         return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        contexts = [Context(pair) for pair in zip(images, texts, strict=True)]
+        rows = [self._pieces(context, "text") for context in contexts]
+        with self.autocast():
+            states = causal.run_prefixes(self.network.model.language_model, self._embed(rows)).states()
+        starts = [self._size(row[0]) for row in rows]  # the image comes second, what is before it is the template's
+        own = [self._own_tokens(context, text) for context, text in zip(contexts, texts, strict=True)]
+        return [
+            (state[start : start + self.processor.num_image_tokens], state[-len(mask) :][mask])
+            for state, start, mask in zip(states, starts, own, strict=True)
+        ]
+
+    def _own_tokens(self, context: Context, text: str) -> Tensor:
+        """Which of the tokens after the context's image are the text's own, not the template's. bool"""
+        segment = self.chat(context).rpartition(self.tokenizer.image_token)[2]
+        start = segment.index(text.strip())  # the template may cut space at the ends
+        end = start + len(text.strip())
+        spans = self.tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return torch.tensor([a < end and b > start for a, b in spans], device=self.device)
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 

@@ -49,5 +49,7 @@ class JanusShape:
 
 PUBLISHED = {
     "deepseek-community/Janus-Pro-1B": JanusShape(2048, 24, 16, 5632, 102400, 1024, 24, 16),
+    "deepseek-community/Janus-1.3B": JanusShape(2048, 24, 16, 5632, 102400, 1024, 24, 16),
+    "deepseek-community/Janus-Pro-7B": JanusShape(4096, 30, 32, 11008, 102400, 1024, 24, 16),
 }
 """By hub id; sizes from the published configurations."""

@@ -1,19 +1,33 @@
-"""Recipes by name: functions that return a run's configuration. The first line of a docstring is its summary."""
+"""Recipes by name: functions that return a run or a chain of runs. First lines of docstrings are summaries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from unison.config import RunConfig, pick
+from unison.config import Chain, RunConfig, pick
 from unison.recipes import corl
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "corl/tiny": corl.tiny,
+    "corl/tiny-unified": corl.tiny_unified,
+    "corl/tiny-draw": corl.tiny_draw,
+    "corl/tiny-multiple-choice": corl.tiny_multiple_choice,
+    "corl/tiny-open-ended": corl.tiny_open_ended,
+    "corl/tiny-cold-start": corl.tiny_cold_start,
+    "corl/tiny-separate": corl.tiny_separate,
+    "corl/tiny-cycle": corl.tiny_cycle,
     "corl/janus-pro-1b": corl.janus_pro_1b,
+    "corl/janus-pro-1b-unified": corl.janus_pro_1b_unified,
+    "corl/janus-1.3b": corl.janus_1_3b,
+    "corl/janus-1.3b-unified": corl.janus_1_3b_unified,
+    "corl/janus-pro-7b": corl.janus_pro_7b,
+    "corl/janus-pro-7b-unified": corl.janus_pro_7b_unified,
 }
+DEFAULT = "corl/tiny-unified"
+"""The recipe whose fields `unison train --help` lists."""
 
 
-def find(name: str) -> Callable[[], RunConfig]:
+def find(name: str) -> Callable[[], RunConfig | Chain]:
     """The recipe of that name.
 
     Raises:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 from unison.config import (
+    AdvantageConfig,
+    Chain,
     DataConfig,
     EvalConfig,
-    GRPOConfig,
+    ObjectiveConfig,
     OptimConfig,
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    Stage,
 )
 from unison.types import Sampling
 from unison.world.scene import REPLY_FORMAT
 
+Questions = Literal["open_ended", "multiple_choice", "mixed"]
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
 """CoRL trains the language model alone: vision encoder, VQ model, aligners, generation head and embeddings stay."""
 
@@ -25,44 +31,191 @@ QUESTION_SUFFIX = (
 )
 
 
-def tiny() -> RunConfig:
-    """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
+# -- the tiny Janus ----------------------------------------------------------------------------------------------------
 
-    `unison train corl/tiny`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an answer,
-    token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge (partial
-    credit and strict decision) stands in for the cycle and matching rewards, guidance is 1.75 in place of 5, and the
-    learning rate is for 0.8 M trained parameters.
-    """
+
+def _tiny(name: str, scenario: str, rewards: dict[str, float], questions: Questions = "open_ended") -> RunConfig:
     return RunConfig(
-        recipe="corl/tiny",
+        recipe=f"corl/{name}",
         policy=PolicyConfig("assets/tiny-janus", frozen=LANGUAGE_MODEL_ONLY),
-        data=DataConfig(questions="open_ended", question_suffix=REPLY_FORMAT),
-        scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=1.75)),
-        rewards={"world": 1.0, "world_strict": 1.0, "accuracy": 0.8, "format": 0.8},
-        objective=GRPOConfig(),
+        data=DataConfig(questions=questions, question_suffix=REPLY_FORMAT),
+        scenario=ScenarioConfig(scenario, group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=1.75)),
+        rewards=rewards,
         optim=OptimConfig(
             steps=80, items_per_step=12, micro_batch_items=12, learning_rate=3e-4, warmup_steps=3, betas=(0.9, 0.99)
         ),
         evaluation=EvalConfig(items=600, every=20, during_items=120),
-        out=Path("runs/corl-tiny"),
+        out=Path(f"runs/corl-{name}"),
     )
 
 
-def janus_pro_1b() -> RunConfig:
-    """CoRL's unified stage on Janus-Pro-1B with the paper's numbers (one 80 GB GPU or more).
+DRAWN = {"world": 1.0, "world_strict": 1.0}
+ANSWERED = {"accuracy": 0.8, "format": 0.8}
 
-    `unison train corl/janus-pro-1b --dry-run` checks it without a download. From the paper: group 8, batch 16, learning
-    rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`. Of the paper's
-    rewards accuracy and format are here; the cycle and matching rewards of the drawing are not yet.
+
+def tiny_unified() -> RunConfig:
+    """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
+
+    `unison train corl/tiny-unified`. Follows stage 1 of the paper: group advantages over pairs of a drawing and an
+    answer, token mean then batch mean, no KL, language model only. Differences, all for size: the world's exact judge
+    (partial credit and strict decision) stands in for the cycle and matching rewards, guidance is 1.75 in place of 5,
+    and the learning rate is for 0.8 M trained parameters.
     """
+    return _tiny("tiny-unified", "unified", DRAWN | ANSWERED)
+
+
+def _refined(run: RunConfig) -> RunConfig:
+    """Stage 2 of the paper: plain GRPO with KL to the weights it starts from, at a quarter of the learning rate."""
+    return replace(
+        run,
+        objective=ObjectiveConfig(kl_beta=0.02),
+        optim=replace(run.optim, steps=40, learning_rate=run.optim.learning_rate / 4),
+    )
+
+
+def tiny_draw() -> RunConfig:
+    """CoRL's refined stage for drawing, tiny: KL 0.02 to the weights it starts from.
+
+    Start it from stage 1 with `--policy.path runs/corl-tiny-unified/checkpoints/final`, or run the chain `corl/tiny`.
+    """
+    return _refined(_tiny("tiny-draw", "t2i", DRAWN))
+
+
+def tiny_multiple_choice() -> RunConfig:
+    """CoRL's refined stage for multiple-choice questions, tiny: KL 0.02 to the weights it starts from."""
+    return _refined(_tiny("tiny-multiple-choice", "understanding", ANSWERED, "multiple_choice"))
+
+
+def tiny_open_ended() -> RunConfig:
+    """CoRL's refined stage for open-ended questions, tiny: KL 0.02 to the weights it starts from."""
+    return _refined(_tiny("tiny-open-ended", "understanding", ANSWERED, "open_ended"))
+
+
+def tiny() -> Chain:
+    """CoRL whole, tiny: the unified stage, then the three refinements of its weights."""
+    return (
+        Stage("unified", tiny_unified()),
+        Stage("draw", tiny_draw(), start="unified"),
+        Stage("multiple-choice", tiny_multiple_choice(), start="unified"),
+        Stage("open-ended", tiny_open_ended(), start="unified"),
+    )
+
+
+# -- the paradigms that CoRL compares, each with as many updates per task as the unified stage ------------------------
+
+
+def tiny_cold_start() -> RunConfig:
+    """Cold start in place of CoRL's unified stage, tiny: imitation of the items' own pictures and replies."""
+    run = _tiny("tiny-cold-start", "imitate", DRAWN)
+    return replace(
+        run,
+        rewards={},
+        scenario=replace(run.scenario, group_size=1),
+        advantage=AdvantageConfig(kind="constant"),
+        objective=ObjectiveConfig(name="sft"),
+        optim=replace(run.optim, items_per_step=96, micro_batch_items=96),  # as many sequences as 12 groups of 8
+    )
+
+
+def tiny_separate() -> Chain:
+    """Separate RL, tiny: one model for drawing and one for answering; `unison merge` joins them."""
+    return (
+        Stage("draw", _tiny("tiny-separate-draw", "t2i", DRAWN)),
+        Stage("answer", _tiny("tiny-separate-answer", "understanding", ANSWERED)),
+    )
+
+
+def tiny_cycle(turns: int = 4) -> Chain:
+    """Cycle RL, tiny: one model draws and answers by turns of 20 steps (the paper leaves the schedule open)."""
+    stages: list[Stage] = []
+    for turn in range(2 * turns):
+        task = ("draw", "answer")[turn % 2]
+        run = tiny_separate()[turn % 2].config
+        optim = replace(run.optim, steps=run.optim.steps // turns)
+        config = replace(run, recipe=f"corl/tiny-cycle-{task}", optim=optim, seed=turn // 2)
+        stages.append(Stage(f"{turn + 1}-{task}", config, start=stages[-1].name if stages else ""))
+    return tuple(stages)
+
+
+# -- published checkpoints ---------------------------------------------------------------------------------------------
+
+
+CYCLE_AND_MATCHING = {"lpips_vgg": 0.5, "blip_bertscore": 0.5, "matching": 1.0}
+"""R_cycle as the mean of its two halves, which keeps it in [0, 1] (the paper leaves its scaling open), and R_TIM."""
+
+
+def _published(name: str, path: str, **policy: Any) -> RunConfig:
     return RunConfig(
-        recipe="corl/janus-pro-1b",
-        policy=PolicyConfig("deepseek-community/Janus-Pro-1B", frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16"),
+        recipe=f"corl/{name}",
+        policy=PolicyConfig(path, frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16", **policy),
         data=DataConfig(train="mm-vl/x2x_rft_22k", eval="world", question_suffix=QUESTION_SUFFIX),
         scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=512), image=Sampling(guidance=5.0)),
-        rewards={"accuracy": 0.8, "format": 0.8},
+        rewards=CYCLE_AND_MATCHING | ANSWERED,
         optim=OptimConfig(steps=1375, items_per_step=16, micro_batch_items=1, rollout_items=2, learning_rate=4e-6),
         evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8),
-        out=Path("runs/corl-janus-pro-1b"),
+        out=Path(f"runs/corl-{name}"),
         checkpoint_every=100,
     )
+
+
+def janus_pro_1b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-Pro-1B with the paper's numbers (one 80 GB GPU or more).
+
+    `unison train corl/janus-pro-1b-unified --dry-run` checks it without a download. From the paper: group 8, batch 16,
+    learning rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`. The
+    caption half of the cycle reward is BERTScore over BLIP's caption, as in the released code; the paper says SPICE.
+    """
+    return _published("janus-pro-1b-unified", "deepseek-community/Janus-Pro-1B")
+
+
+def janus_1_3b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-1.3B with the paper's numbers."""
+    return _published("janus-1.3b-unified", "deepseek-community/Janus-1.3B")
+
+
+def janus_pro_7b_unified() -> RunConfig:
+    """CoRL's unified stage on Janus-Pro-7B, LoRA on the language model (rank 64: the paper leaves it open)."""
+    return _published(
+        "janus-pro-7b-unified", "deepseek-community/Janus-Pro-7B", lora_rank=64, lora_alpha=128.0, dtype="bfloat16"
+    )
+
+
+def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewards: dict[str, float]) -> RunConfig:
+    """Stage 2 with the paper's numbers: group 16, KL 0.02, learning rate 1e-6, one epoch of 16 or 32 items a step."""
+    batch, rows = (16, 16_000) if scenario == "t2i" else (32, 66_000)
+    return replace(
+        run,
+        recipe=run.recipe.replace("unified", name),
+        data=replace(run.data, train=data),
+        scenario=replace(run.scenario, name=scenario, group_size=16),
+        rewards=rewards,
+        objective=ObjectiveConfig(kl_beta=0.02),
+        optim=replace(run.optim, steps=rows // batch, items_per_step=batch, learning_rate=1e-6),
+        out=Path(str(run.out).replace("unified", name)),
+    )
+
+
+def _published_chain(run: RunConfig) -> Chain:
+    answered = {"accuracy": 1.0, "format": 1.0}
+    stages = (
+        ("draw", "mm-vl/x2x_rft_16k", "t2i", CYCLE_AND_MATCHING),
+        ("multiple-choice", "mm-vl/mcot_r1_mcq_66k", "understanding", answered),
+        ("open-ended", "mm-vl/mcot_r1_vqa_66k", "understanding", answered),
+    )
+    refined = (Stage(name, _published_refined(run, name, *rest), start="unified") for name, *rest in stages)
+    return (Stage("unified", run), *refined)
+
+
+def janus_pro_1b() -> Chain:
+    """CoRL whole on Janus-Pro-1B with the paper's numbers: the unified stage, then the three refinements."""
+    return _published_chain(janus_pro_1b_unified())
+
+
+def janus_1_3b() -> Chain:
+    """CoRL whole on Janus-1.3B with the paper's numbers."""
+    return _published_chain(janus_1_3b_unified())
+
+
+def janus_pro_7b() -> Chain:
+    """CoRL whole on Janus-Pro-7B with LoRA, with the paper's numbers."""
+    return _published_chain(janus_pro_7b_unified())

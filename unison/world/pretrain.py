@@ -35,7 +35,7 @@ from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
 from unison.data import WorldItems
 from unison.evaluate import evaluate
 from unison.policies.base import Policy, Target
-from unison.policies.janus import Janus
+from unison.policies.janus import CHAT_TEMPLATE, Janus
 from unison.types import Context, Sampling
 from unison.world import scene as scenes
 from unison.world.pretrain_vq import PATCH, ImageTokenizerConfig, judge_agreement, train_image_tokenizer, train_vision
@@ -180,22 +180,6 @@ def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
     )
 
 
-CHAT_TEMPLATE = """
-{%- for message in messages -%}
-{{- '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' -}}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}
-{{- '<image_placeholder>' -}}{{- '\\n' if not loop.last else '' -}}
-{%- else -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{{- '\\n\\n' if message['role'] == 'user' else '<｜end▁of▁sentence｜>' -}}
-{%- endfor -%}
-{{- '<|Assistant|>:' if add_generation_prompt else '' -}}
-"""
-
-
 def build_processor(config: CorpusConfig) -> JanusProcessor:
     """The real processor at the world's picture size."""
     images = JanusImageProcessorPil(
@@ -274,7 +258,11 @@ def train_language(
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=max(config.cycle, config.steps), pct_start=0.05, final_div_factor=100
+        optimizer,
+        config.learning_rate,
+        total_steps=max(config.cycle, config.steps),
+        pct_start=0.05,
+        final_div_factor=100,
     )
     rng = random.Random(config.seed)
     for step in track(range(config.steps), "language model"):

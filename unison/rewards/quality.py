@@ -1,0 +1,127 @@
+"""Rewards that look at the last drawing alone: size of its file, distortion, beauty."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from unison.rewards.common import device, in_chunks
+from unison.types import Trajectory
+
+CHUNK = 32  # drawings embedded in one call
+CLIP = "openai/clip-vit-large-patch14"
+HEAD = "ttj/sac-logos-ava1-l14-linearMSE"  # folder or hub id with a model.safetensors
+JPEG_QUALITY = 95
+
+# -- size of the file ---------------------------------------------------------------------------------------------
+
+
+def jpeg_incompressible(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """Bytes of the drawing's JPEG file per byte of its pixels (3 a pixel), at most 1: about 0.01 flat, 0.4 noise.
+
+    DDPO (Black et al. 2023) and UniRL-Zero reward kilobytes: at one drawing size, a multiple of this.
+    """
+    return [_jpeg_ratio(t.images[-1]) if t.images else None for t in trajectories]
+
+
+def jpeg_compressible(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """1 - `jpeg_incompressible`."""
+    return [1 - _jpeg_ratio(t.images[-1]) if t.images else None for t in trajectories]
+
+
+def _jpeg_ratio(image: Image.Image) -> float:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    return min(file.tell() / (3 * image.width * image.height), 1.0)
+
+
+# -- distortion ---------------------------------------------------------------------------------------------------
+
+
+def brisque(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """1 - BRISQUE / 100, clipped to [0, 1]: natural statistics near 1, blur and noise low (Mittal et al. 2012).
+
+    One image at a time, on the CPU. Flat areas have no statistics: a drawing without texture cannot be judged.
+    """
+    return [_naturalness(t.images[-1]) if t.images else None for t in trajectories]
+
+
+def _naturalness(image: Image.Image) -> float | None:
+    with np.errstate(divide="ignore", invalid="ignore"):  # flat images divide 0 by 0 and come out as NaN
+        distortion = load_brisque().score(np.asarray(image.convert("RGB")))
+    return None if math.isnan(distortion) else min(max(1 - distortion / 100, 0.0), 1.0)
+
+
+@cache
+def load_brisque() -> Any:
+    """The package's judge; `score(pixels)` is about 0 for natural images and 100 for distorted ones."""
+    from brisque import BRISQUE
+
+    judge = BRISQUE()
+    scale = judge.scale_features
+    # its features mix numbers with arrays of one number, which numpy 2 no longer turns into numbers by itself
+    judge.scale_features = lambda features: scale([np.asarray(feature).item() for feature in features])
+    return judge
+
+
+# -- beauty -------------------------------------------------------------------------------------------------------
+
+
+def aesthetic(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """LAION's aesthetic score (v2, on CLIP ViT-L/14) divided by 10, clipped to [0, 1].
+
+    Source: Schuhmann et al. 2022 (LAION-5B), the predictor trained on SAC, Logos and AVA with ratings of 1 to 10.
+    """
+
+    def judge(images: list[Image.Image]) -> list[float]:
+        clip, processor, head = load_aesthetic(CLIP, HEAD)
+        pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+        embeddings = clip.get_image_features(pixels.to(device())).pooler_output  # [B, 768]
+        return (head(embeddings) / 10).clamp(0, 1).tolist()
+
+    return in_chunks(judge, [t.images[-1] if t.images else None for t in trajectories], CHUNK)
+
+
+class AestheticHead(nn.Module):
+    """LAION's head: affine layers 768-1024-128-64-16-1 without activations, on CLIP embeddings of unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(  # dropout keeps the published numbering
+            nn.Linear(768, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Scores on LAION's scale of 1 to 10. [B, 768] -> [B]"""
+        return self.layers(F.normalize(embeddings, dim=-1))[:, 0]
+
+
+@cache
+def load_aesthetic(clip: str, head: str) -> tuple[Any, Any, AestheticHead]:
+    """CLIP, its image processor and the head, each from a folder or a hub id."""
+    from safetensors.torch import load_model
+    from transformers import CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.utils.hub import cached_file
+
+    weights = cached_file(head, "model.safetensors")
+    assert weights is not None, "cached_file raises where there is no such file"
+    network = AestheticHead()
+    load_model(network, weights)
+    model: Any = CLIPModel.from_pretrained(clip).eval()
+    return model.to(device()), CLIPImageProcessorPil.from_pretrained(clip), network.eval().to(device())
