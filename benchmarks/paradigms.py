@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "paradigms.md"
 BEGIN, END = "<!-- benchmarks.paradigms writes from here -->", "<!-- to here -->"
 BASE = "assets/tiny-janus"
 Task = Literal["drawing", "multiple choice", "open ended", "mixed"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Paradigm:
 def one(recipe: str, folder: str = "") -> Paradigm:
     """A paradigm with one model for everything."""
     checkpoint = str(Path(folder) / "checkpoints" / "final")
-    return Paradigm(recipe, dict.fromkeys(("drawing", "multiple choice", "open ended", "mixed"), checkpoint))
+    return Paradigm(recipe, dict.fromkeys(TASKS, checkpoint))
 
 
 def many(recipe: str, **folders: str) -> Paradigm:

@@ -50,7 +50,6 @@ def test_codebook_points_are_unit_vectors_apart():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the bundled model is provisional: it does not yet follow prompts (docs/log.md)")
 def test_the_tiny_janus_leaves_room_on_both_sides():
     config = tiny_unified()
     items = open_items("world", "eval", config.data, 0, 600)

@@ -12,9 +12,9 @@ import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from unison import recipes
 from unison.config import EvalConfig, OptimConfig, PolicyConfig
 from unison.policies.shapes import PUBLISHED, JanusShape
+from unison.recipes import corl
 from unison.train import Trainer
 from unison.types import Sampling
 from unison.world.pretrain import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
@@ -49,7 +49,7 @@ def test_the_published_shape_has_the_published_size():
 
 @pytest.mark.slow
 def test_one_step_of_the_real_recipe_runs_saves_and_reloads_in_plain_transformers(reduced: Path, tmp_path: Path):
-    recipe = recipes.find("corl/janus-pro-1b-unified")()
+    recipe = corl.janus_pro_1b_unified()
     config = dataclasses.replace(
         recipe,
         policy=PolicyConfig(str(reduced), frozen=recipe.policy.frozen),

@@ -142,7 +142,8 @@ def test_imitation_acts_as_the_item_shows(policy: Policy) -> None:
     assert trajectory.texts == (ITEMS[0].reply,)
     assert policy.decode([reply]) == [ITEMS[0].reply]
     assert isinstance(drawing, Tokens)
-    assert torch.equal(drawing.ids, policy.encode([ITEMS[0].image])[0].ids)
+    (picture,) = trajectory.images
+    assert torch.equal(drawing.ids, policy.encode([picture])[0].ids)
 
 
 # -- seeds --------------------------------------------------------------------------------------------------------

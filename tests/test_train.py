@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from unison import recipes
 from unison.config import RunConfig, from_json, to_json
 from unison.data import WorldItems, export
+from unison.recipes import corl
 from unison.train import Trainer
 from unison.train_log import RunLog
 
@@ -29,7 +29,7 @@ RUNNING: dict[str, Any] = {"rewards": {"matching": 1.0, "format": 1.0}, "reward_
 
 def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     """The tiny recipe on random weights, a few seconds a run; `changes` by dotted field with __ for the dot."""
-    config = recipes.find("corl/tiny-unified")()
+    config = corl.tiny_unified()
     fields: dict[str, Any] = {
         "policy__path": str(checkpoint),
         "scenario__group_size": 4,
@@ -214,7 +214,7 @@ def test_what_cannot_work_is_said_before_training_starts(
 
 
 def test_saved_configurations_are_read_back_and_bad_ones_named():
-    config = recipes.find("corl/tiny-unified")()
+    config = corl.tiny_unified()
     assert from_json(to_json(config)) == config
     values = json.loads(to_json(config))
     values["optim"]["stepz"] = 3

@@ -197,13 +197,15 @@ def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewa
 
 def _published_chain(run: RunConfig) -> Chain:
     answered = {"accuracy": 1.0, "format": 1.0}
-    stages = (
-        ("draw", "mm-vl/x2x_rft_16k", "t2i", CYCLE_AND_MATCHING),
-        ("multiple-choice", "mm-vl/mcot_r1_mcq_66k", "understanding", answered),
-        ("open-ended", "mm-vl/mcot_r1_vqa_66k", "understanding", answered),
+    draw = _published_refined(run, "draw", "mm-vl/x2x_rft_16k", "t2i", CYCLE_AND_MATCHING)
+    choose = _published_refined(run, "multiple-choice", "mm-vl/mcot_r1_mcq_66k", "understanding", answered)
+    tell = _published_refined(run, "open-ended", "mm-vl/mcot_r1_vqa_66k", "understanding", answered)
+    return (
+        Stage("unified", run),
+        Stage("draw", draw, start="unified"),
+        Stage("multiple-choice", choose, start="unified"),
+        Stage("open-ended", tell, start="unified"),
     )
-    refined = (Stage(name, _published_refined(run, name, *rest), start="unified") for name, *rest in stages)
-    return (Stage("unified", run), *refined)
 
 
 def janus_pro_1b() -> Chain:
