@@ -185,7 +185,7 @@ def main(args: Args) -> None:
         rows[label] = []
         for seed in args.seeds:
             run = train(paradigm.recipe, seed, args)
-            found = {
+            found: dict[Task, dict[str, Evaluation]] = {
                 task: score(str(run / path), f"{run.name}/{path.replace('/', '-')}", args)
                 for task, path in paradigm.checkpoints.items()
             }

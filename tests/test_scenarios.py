@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -103,12 +104,18 @@ def test_siblings_differ_and_the_same_seeds_repeat_them(policy: Policy, name: st
         assert all(ids(a) != ids(b) for a, b in zip(rollout(policy, name, seeds=other), found, strict=True))
 
 
+@pytest.fixture(scope="module")
+def exact(policy: Policy) -> Policy:
+    """In float64: how a row is rounded depends on its place in the batch, which in float32 may tip a sample."""
+    return copy.deepcopy(policy).double()
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_order_and_number_of_items_do_not_change_a_trajectory(policy: Policy, name: str) -> None:
-    found = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(policy, name))}
-    back = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(policy, name, ITEMS[::-1]))}
+def test_the_order_and_number_of_items_do_not_change_a_trajectory(exact: Policy, name: str) -> None:
+    found = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(exact, name))}
+    back = {(t.item.id, i % 3): ids(t) for i, t in enumerate(rollout(exact, name, ITEMS[::-1]))}
     assert back == found
-    chunks = roll_out(policy, SCENARIOS[name], ITEMS, CONFIG, Seeds(0, 0), chunk=2)
+    chunks = roll_out(exact, SCENARIOS[name], ITEMS, CONFIG, Seeds(0, 0), chunk=2)
     assert {(t.item.id, i % 3): ids(t) for i, t in enumerate(chunks)} == found
 
 
