@@ -61,6 +61,12 @@ def aokvqa(i: int) -> dict[str, Any]:
 AOKVQA = {"question": "question", "image": "image"}
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` sleeps for 5 s at the end of every pass over a Parquet stream, for the sake of Arrow's threads."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
+
+
 def parquet(path: Path, make: Callable[[int], dict[str, Any]] = row, **changed: dict[int, Any]) -> Path:
     """32 rows without any metadata of `datasets`; `changed` gives values by column and row."""
     rows = [make(i) for i in range(ROWS)]
