@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from unison.evaluate import FIGURES, Evaluation, by_task
+from unison.report import before_and_after, read_evaluations
 from unison.stats import task_difference, task_mean
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
@@ -45,10 +46,8 @@ def train(recipe: str, seed: int, out: Path) -> Path:
 
 def ends(run: Path) -> tuple[Evaluation, Evaluation]:
     """The full evaluations before and after training."""
-    evaluations = [Evaluation.load(path) for path in sorted((run / "eval").glob("*.json"))]
-    full = max(len(e.records) for e in evaluations)
-    whole = [e for e in evaluations if len(e.records) == full]
-    return whole[0], whole[-1]
+    before, after = before_and_after(read_evaluations(run / "eval", []))
+    return before, after
 
 
 def table(runs: list[Path], seeds: tuple[int, ...]) -> str:

@@ -15,7 +15,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def in_chunks(judge: Callable[[list[T]], Iterable[float]], inputs: Sequence[T | None], size: int) -> list[float | None]:
+def in_chunks(
+    judge: Callable[[list[T]], Iterable[float | None]], inputs: Sequence[T | None], size: int
+) -> list[float | None]:
     """The judge's values of the inputs, at most `size` of them a call and without gradients; None stays None."""
     known = [(row, x) for row, x in enumerate(inputs) if x is not None]
     values: list[float | None] = [None] * len(inputs)

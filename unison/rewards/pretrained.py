@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unison.rewards.common import in_chunks
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
@@ -26,15 +27,8 @@ def judge_pairs(
     trajectories: Sequence[Trajectory], judge: Callable[[list[Image], list[str]], Sequence[float | None]]
 ) -> list[float | None]:
     """What `judge` says of every last drawing and its prompt, BATCH pairs at a time; None where either is missing."""
-    values: list[float | None] = [None] * len(trajectories)
-    rows = [row for row, t in enumerate(trajectories) if t.images and t.item.prompt]
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        images = [trajectories[row].images[-1] for row in part]
-        prompts = [trajectories[row].item.prompt or "" for row in part]
-        for row, value in zip(part, judge(images, prompts), strict=True):
-            values[row] = value
-    return values
+    pairs = [(t.images[-1], t.item.prompt) if t.images and t.item.prompt else None for t in trajectories]
+    return in_chunks(lambda chunk: judge([i for i, _ in chunk], [p for _, p in chunk]), pairs, BATCH)
 
 
 def greedy_matches(a: Tensor, b: Tensor) -> tuple[float, float]:
