@@ -143,13 +143,8 @@ class TableItems:
         for row in (*range(index, len(self)), *range(index)):
             if row in self._bad:
                 continue
-            try:
-                item = self._reader.read(row, self.dataset[row])
-            except BadRow as error:
-                if not self.skip_bad_rows:
-                    raise
-                self._bad.add(row)
-                log.warning("skipped: %s", error)
+            item = _read_or_skip(self, row, row, self.dataset[row])
+            if item is None:
                 continue
             return item if row == index else replace(item, id=f"{item.id} for row {index}")
         raise ValueError(f"{self.source}: all {len(self)} rows are bad; the warnings above say why")
@@ -240,14 +235,8 @@ class StreamItems:
         for place in range(index, index + KEPT):
             if place in self._bad:
                 continue
-            where = f"{place} of the stream"
-            try:
-                item = self._reader.read(where, self._row(place))
-            except BadRow as error:
-                if not self.skip_bad_rows:
-                    raise
-                self._bad.add(place)
-                log.warning("skipped: %s", error)
+            item = _read_or_skip(self, place, f"{place} of the stream", self._row(place))
+            if item is None:
                 continue
             stem = item.id if "id" in self._reader.column else Path(self.source).stem
             return replace(item, id=f"{stem}-{index}")
@@ -266,6 +255,24 @@ class StreamItems:
         for epoch in itertools.count():
             self.stream.set_epoch(epoch)  # another order
             yield from _rows(self.stream, self.source)
+
+
+def _read_or_skip(
+    items: TableItems | StreamItems, place: int, where: int | str, values: Mapping[str, Any]
+) -> Item | None:
+    """The item of a row; None if the row is bad and bad rows are skipped, which is remembered and logged.
+
+    Raises:
+        BadRow: bad rows are not skipped.
+    """
+    try:
+        return items._reader.read(where, values)
+    except BadRow as error:
+        if not items.skip_bad_rows:
+            raise
+        items._bad.add(place)
+        log.warning("skipped: %s", error)
+        return None
 
 
 def _rows(stream: datasets.IterableDataset, source: str | Path) -> Iterator[Mapping[str, Any]]:
