@@ -1,72 +1,90 @@
-"""CoRL's comparison of paradigms at tiny scale, over seeds, as a table.
+"""CoRL's comparisons at tiny scale, over seeds, as tables: paradigms of training, and rewards for drawings.
 
     python -m benchmarks.paradigms --seeds 0 1 2
 
-trains every paradigm once a seed (going on with what an earlier call left unfinished) and writes docs/paradigms.md
-between its markers. Every task gets as many updates in every paradigm; the refinements come on top and are an own row.
+trains every row once a seed (going on with what an earlier call left unfinished), scores it on held-out items and
+writes docs/paradigms.md between its markers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+import torch
 import tyro
 
+from benchmarks.pages import DOCS, write_section
 from unison.config import EvalConfig, PolicyConfig
 from unison.data import open_items
 from unison.evaluate import Evaluation, by_task, evaluate
 from unison.merge import merge
-from unison.policies import load_policy
+from unison.policies import load_policy, locate
 from unison.recipes.corl import tiny_unified
 from unison.stats import Estimate, task_mean
 
-PAGE = Path(__file__).parents[1] / "docs" / "paradigms.md"
-BEGIN, END = "<!-- benchmarks.paradigms writes from here -->", "<!-- to here -->"
 BASE = "assets/tiny-janus"
+FINAL = "checkpoints/final"
+Table = Literal["paradigms", "rewards"]
 Task = Literal["drawing", "multiple choice", "open ended", "mixed"]
 TASKS: tuple[Task, ...] = get_args(Task)
+Columns: TypeAlias = dict[str, dict[str, list[float]]]
+"""Values by task type, for every column of a table."""
 
 
 @dataclass(frozen=True)
-class Paradigm:
-    """A row: the recipe that trains it and the checkpoint, below the recipe's folder, that does each task."""
+class Row:
+    """A line of a table: a recipe, and the checkpoint in its folder that does each task."""
 
     recipe: str
     checkpoints: dict[Task, str]
 
 
-def one(recipe: str, folder: str = "") -> Paradigm:
-    """A paradigm with one model for everything."""
-    checkpoint = str(Path(folder) / "checkpoints" / "final")
-    return Paradigm(recipe, dict.fromkeys(TASKS, checkpoint))
+def one(recipe: str, checkpoint: str = FINAL) -> Row:
+    """A row with one model for everything."""
+    return Row(recipe, dict.fromkeys(TASKS, checkpoint))
 
 
-def many(recipe: str, **folders: str) -> Paradigm:
-    """A paradigm with a model of its own for some tasks; `merged` models lie directly below the folder."""
-    paths = {name.replace("_", " "): folder for name, folder in folders.items()}
-    return Paradigm(recipe, {t: f if f == "merged" else f"{f}/checkpoints/final" for t, f in paths.items()})  # type: ignore[misc]
-
-
-PARADIGMS = {
-    "cold-start SFT": one("corl/tiny-cold-start"),
-    "separate": many(
-        "corl/tiny-separate", drawing="draw", multiple_choice="answer", open_ended="answer", mixed="answer"
-    ),
-    "separate, merged": many(
-        "corl/tiny-separate", drawing="merged", multiple_choice="merged", open_ended="merged", mixed="merged"
-    ),
-    "cycle": one("corl/tiny-cycle", "8-answer"),
-    "unified": one("corl/tiny", "unified"),
-    "unified, refined": many(
-        "corl/tiny", drawing="draw", multiple_choice="multiple-choice", open_ended="open-ended", mixed="merged"
-    ),
+BASELINE = one("")
+TABLES: dict[Table, dict[str, Row]] = {
+    "paradigms": {
+        "cold-start SFT": one("corl/tiny-cold-start"),
+        "separate": Row(
+            "corl/tiny-separate",
+            {
+                "drawing": f"draw/{FINAL}",
+                "multiple choice": f"answer/{FINAL}",
+                "open ended": f"answer/{FINAL}",
+                "mixed": f"answer/{FINAL}",
+            },
+        ),
+        "separate, merged": one("corl/tiny-separate", "merged"),
+        "cycle": one("corl/tiny-cycle", f"8-answer/{FINAL}"),
+        "unified": one("corl/tiny", f"unified/{FINAL}"),
+        "unified, refined": Row(
+            "corl/tiny",
+            {
+                "drawing": f"draw/{FINAL}",
+                "multiple choice": f"multiple-choice/{FINAL}",
+                "open ended": f"open-ended/{FINAL}",
+                "mixed": "merged",
+            },
+        ),
+    },
+    "rewards": {
+        "judge": one("corl/tiny", f"unified/{FINAL}"),
+        "cycle": one("corl/tiny-rewards-cycle"),
+        "matching": one("corl/tiny-rewards-matching"),
+        "cycle and matching": one("corl/tiny-rewards-both"),
+    },
 }
 MERGED = {  # recipe: what is merged there, and the weights that both started from
     "corl/tiny-separate": (("draw", "answer"), None),
@@ -76,34 +94,41 @@ MERGED = {  # recipe: what is merged there, and the weights that both started fr
 
 @dataclass(frozen=True)
 class Args:
-    """Train every paradigm over seeds, score all, write the table."""
+    """Train every row over seeds, score all, write the tables."""
 
+    tables: tuple[Table, ...] = get_args(Table)
+    """Which tables."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of data order and samples."""
     items: int = 600
     """Held-out items of each suite."""
     out: Path = Path("runs/paradigms")
     """Folder of the runs."""
+    workers: int = 2
+    """Runs side by side; the CPU cores are shared out among them."""
     options: tuple[str, ...] = ()
-    """Further options of `unison train` for every run, such as --optim.steps=4."""
+    """Further options of `unison train` for every run, such as --optim.steps=4; the page is then left alone."""
 
 
-# -- training ------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------------------
 
 
-def train(recipe: str, seed: int, args: Args) -> Path:
-    """Trains a recipe as its own process, or goes on with it; returns its folder."""
-    out = args.out / f"{recipe.replace('/', '-')}-{seed}"
+def folder(recipe: str, seed: int, args: Args) -> Path:
+    return args.out / f"{recipe.replace('/', '-')}-{seed}"
+
+
+def train(recipe: str, seed: int, args: Args) -> None:
+    """Trains a recipe as its own process, or goes on with it; then merges what is to be merged."""
+    out = folder(recipe, seed, args)
     cut = any((out / file).exists() for file in ("chain.json", "checkpoints/last"))
     if not (out / "report.html").exists():
         words = ["--resume", str(out)] if cut else [recipe, f"--seed={seed}", f"--out={out}", *_lean(args)]
-        subprocess.run([sys.executable, "-m", "unison", "train", *words], check=True)
+        with (args.out / f"{out.name}.log").open("a") as log:
+            subprocess.run([sys.executable, "-m", "unison", "train", *words], check=True, stdout=log, stderr=log)
     models, start = MERGED.get(recipe, ((), None))
     if models and not (out / "merged").exists():
-        final = "checkpoints/final"
-        base = str(out / start / final) if start else _bundled()
-        merge([str(out / model / final) for model in models], out / "merged", "gaussian", base=base)
-    return out
+        base = out / start / FINAL if start else locate(BASE)
+        merge([str(out / model / FINAL) for model in models], out / "merged", "gaussian", base=str(base))
 
 
 def _lean(args: Args) -> list[str]:
@@ -111,21 +136,14 @@ def _lean(args: Args) -> list[str]:
     return ["--overwrite", "--evaluation.every=0", "--evaluation.items=12", *args.options]
 
 
-def _bundled() -> str:
-    from unison.policies import locate
-
-    return str(locate(BASE))
+# -- scoring ---------------------------------------------------------------------------------------------------------
 
 
-# -- scoring -------------------------------------------------------------------------------------------------------
-
-
-def score(checkpoint: str, name: str, args: Args) -> dict[str, Evaluation]:
+def score(checkpoint: str, kept: Path, args: Args) -> dict[str, Evaluation]:
     """Evaluations of a checkpoint on both forms of question, the drawings with the first; kept for later calls."""
-    folder = args.out / "scores" / name
     found = {}
     for kind in ("multiple_choice", "open_ended"):
-        path = folder / kind / "000000.json"
+        path = kept / kind / "000000.json"
         if not path.exists():
             _evaluate(checkpoint, kind, args.items).save(path.parent)
         found[kind] = Evaluation.load(path)
@@ -141,8 +159,18 @@ def _evaluate(checkpoint: str, kind: Literal["multiple_choice", "open_ended"], c
     return evaluate(load_policy(PolicyConfig(checkpoint)), chosen, run.scenario, EvalConfig(items=count))
 
 
-def columns(found: dict[Task, dict[str, Evaluation]]) -> dict[str, dict[str, list[float]]]:
-    """Values by task type of every column of the table."""
+def scored(row: Row, seed: int, args: Args) -> dict[Task, dict[str, Evaluation]]:
+    """The evaluations of the model that does each task."""
+    run = folder(row.recipe, seed, args) if row.recipe else None
+    paths = {task: (str(run / path), run.name) if run else (BASE, "baseline") for task, path in row.checkpoints.items()}
+    return {
+        task: score(checkpoint, args.out / "scores" / name / row.checkpoints[task].replace("/", "-"), args)
+        for task, (checkpoint, name) in paths.items()
+    }
+
+
+def columns(found: dict[Task, dict[str, Evaluation]]) -> Columns:
+    """Values by task type of every column of a table."""
     choice, told = "multiple_choice", "open_ended"
     mixed = found["mixed"]
     return {
@@ -154,7 +182,7 @@ def columns(found: dict[Task, dict[str, Evaluation]]) -> dict[str, dict[str, lis
     }
 
 
-# -- the table -------------------------------------------------------------------------------------------------------
+# -- the tables ------------------------------------------------------------------------------------------------------
 
 
 def over_seeds(runs: Sequence[dict[str, list[float]]]) -> tuple[Estimate, list[float]]:
@@ -163,7 +191,7 @@ def over_seeds(runs: Sequence[dict[str, list[float]]]) -> tuple[Estimate, list[f
     return task_mean(averaged), [task_mean(run).value for run in runs]
 
 
-def table(rows: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
+def table(rows: dict[str, list[Columns]]) -> str:
     """Rows of paradigms: mean over seeds, its 95% interval over items, the least and the most of the seeds."""
     names = list(next(iter(rows.values()))[0])
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -177,23 +205,36 @@ def table(rows: dict[str, list[dict[str, dict[str, list[float]]]]]) -> str:
     return "\n".join(lines)
 
 
+def finish(recipe: str, seed: int, rows: Iterable[Row], args: Args) -> None:
+    """Trains one recipe with one seed and scores all that its rows need."""
+    train(recipe, seed, args)
+    for row in rows:
+        scored(row, seed, args)
+
+
+def share_cores(workers: int) -> None:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the runs, which are processes of their own
+    torch.set_num_threads(threads)
+
+
 def main(args: Args) -> None:
     """Trains, scores, writes."""
-    baseline = score(BASE, "baseline", args)
-    rows = {"baseline": [columns(dict.fromkeys(one("").checkpoints, baseline))]}
-    for label, paradigm in PARADIGMS.items():
-        rows[label] = []
-        for seed in args.seeds:
-            run = train(paradigm.recipe, seed, args)
-            found: dict[Task, dict[str, Evaluation]] = {
-                task: score(str(run / path), f"{run.name}/{path.replace('/', '-')}", args)
-                for task, path in paradigm.checkpoints.items()
-            }
-            rows[label].append(columns(found))
-        print(table(rows), flush=True)
-    if PAGE.exists() and not args.options:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.split(END)[1]}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows_of: dict[str, list[Row]] = {}
+    for row in (row for name in args.tables for row in TABLES[name].values()):
+        rows_of.setdefault(row.recipe, []).append(row)
+    with ProcessPoolExecutor(args.workers, initializer=share_cores, initargs=(args.workers,)) as pool:
+        jobs = [pool.submit(finish, recipe, seed, rows_of[recipe], args) for seed in args.seeds for recipe in rows_of]
+        for job in jobs:
+            job.result()
+    for name in args.tables:
+        rows = {"baseline": [columns(scored(BASELINE, 0, args))]}
+        for label, row in TABLES[name].items():
+            rows[label] = [columns(scored(row, seed, args)) for seed in args.seeds]
+        print(f"{name}\n{table(rows)}\n", flush=True)
+        if not args.options:
+            write_section(DOCS / "paradigms.md", name, table(rows))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from benchmarks.pages import DOCS, write_section
 from unison.evaluate import FIGURES, Evaluation, by_task
 from unison.report import before_and_after, read_evaluations
 from unison.stats import task_difference, task_mean
-
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,7 @@ def main() -> None:
     runs = [train(args.recipe, seed, args.out) for seed in args.seeds]
     written = table(runs, args.seeds)
     print(written)
-    start, end = f"<!-- {args.recipe} -->", f"<!-- end {args.recipe} -->"
-    page = PAGE.read_text()
-    if start in page:
-        head, tail = page.split(start)[0], page.split(end)[1]
-        PAGE.write_text(f"{head}{start}\n{written}\n{end}{tail}")
+    write_section(DOCS / "results.md", args.recipe, written)
 
 
 if __name__ == "__main__":

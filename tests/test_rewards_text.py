@@ -171,7 +171,7 @@ def test_every_question_of_the_world_accepts_its_answer_and_rejects_the_others()
     for i in range(120):
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         question = ask(rng, description, scene)
-        options = choice(question.letter, f"{question.multiple_choice()}\n{SUFFIX}")
+        options = choice(question.letter, f"{question.asked(lettered=True)}\n{SUFFIX}")
         free = Item("x", question=f"{question.text}\n{SUFFIX}", answer=question.answer)
         for letter, option in zip("ABCD", question.options, strict=True):
             right = option == question.answer

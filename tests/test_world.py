@@ -163,7 +163,7 @@ def test_the_letter_points_at_the_answer_among_four_distinct_options():
     for _, _, question in questions():
         assert len(set(question.options)) == 4
         assert question.options["ABCD".index(question.letter)] == question.answer
-        assert f" {question.letter}. {question.answer}" in question.multiple_choice()
+        assert f" {question.letter}. {question.answer}" in question.asked(lettered=True)
         letters.add(question.letter)
     assert letters == set("ABCD")
 

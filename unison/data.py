@@ -26,7 +26,7 @@ from unison.config import DataConfig
 from unison.rows import COLUMNS, OPTIONS, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, caption, sample
+from unison.world.scene import TASKS, Split, ask, sample
 
 if TYPE_CHECKING:
     import datasets
@@ -82,15 +82,14 @@ class WorldItems:
         image = render(scene)
         question = ask(rng, description, scene)
         choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
-        answer = question.letter if choice else question.answer
         kind: AnswerKind = "multiple_choice" if choice else "open_ended"
         return Item(
             id=f"world-{self.split}-{self.seed}-{index}",
             prompt=description.prompt,
             image=image,
-            question=join(question.multiple_choice() if choice else question.text, self.suffix, kind),
-            answer=answer,
-            reply=f"<think> {caption(scene)} </think><answer> {answer} </answer>",
+            question=join(question.asked(choice), self.suffix, kind),
+            answer=question.letter if choice else question.answer,
+            reply=question.reply(scene),
             kind=kind,
             task=task,
         )

@@ -8,6 +8,7 @@ answer and picks up these habits too, which is the room that reinforcement learn
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import time
@@ -126,16 +127,12 @@ def answer_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A picture, a question and a reply, which is not always right or in the requested format."""
     description, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
     question = scenes.ask(rng, description, scene)
-    answer = question.answer
     if rng.random() < config.wrong_answers:
-        answer = rng.choice([option for option in question.options if option != answer])
-    text = question.text
-    if rng.random() < config.multiple_choice:
-        text, answer = question.multiple_choice(), "ABCD"[question.options.index(answer)]
-    reply = answer
-    if rng.random() < config.formatted:
-        reply = f"<think> {scenes.caption(scene)} </think><answer> {answer} </answer>"
-    return Pair(Context((render(scene), f"{text}\n{scenes.REPLY_FORMAT}")), reply)
+        wrong = [option for option in question.options if option != question.answer]
+        question = dataclasses.replace(question, answer=rng.choice(wrong))
+    lettered = rng.random() < config.multiple_choice
+    reply = question.reply(scene) if rng.random() < config.formatted else question.answer
+    return Pair(Context((render(scene), f"{question.asked(lettered)}\n{scenes.REPLY_FORMAT}")), reply)
 
 
 def corpus_texts(config: CorpusConfig, count: int = 4000) -> Iterator[str]:

@@ -94,9 +94,18 @@ class Question:
     def letter(self) -> str:
         return "ABCD"[self.options.index(self.answer)]
 
-    def multiple_choice(self) -> str:
-        """The question followed by its lettered options."""
+    def asked(self, lettered: bool) -> str:
+        """The question, followed by its lettered options where it is to be multiple choice."""
+        if not lettered:
+            return self.text
         return " ".join([self.text, *(f"{x}. {option}" for x, option in zip("ABCD", self.options, strict=True))])
+
+    def reply(self, scene: Scene) -> str:
+        """A whole reply in the requested format, which says what is seen before it answers.
+
+        The answer is the option's text in both forms, as multiple choice accepts it beside the letter.
+        """
+        return f"<think> {caption(scene)} </think><answer> {self.answer} </answer>"
 
 
 def article(noun: str) -> str:
