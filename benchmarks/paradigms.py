@@ -161,12 +161,12 @@ def _evaluate(checkpoint: str, kind: Literal["multiple_choice", "open_ended"], c
 
 def scored(row: Row, seed: int, args: Args) -> dict[Task, dict[str, Evaluation]]:
     """The evaluations of the model that does each task."""
-    run = folder(row.recipe, seed, args) if row.recipe else None
-    paths = {task: (str(run / path), run.name) if run else (BASE, "baseline") for task, path in row.checkpoints.items()}
-    return {
-        task: score(checkpoint, args.out / "scores" / name / row.checkpoints[task].replace("/", "-"), args)
-        for task, (checkpoint, name) in paths.items()
-    }
+    found: dict[Task, dict[str, Evaluation]] = {}
+    for task, path in row.checkpoints.items():
+        run = folder(row.recipe, seed, args)
+        checkpoint, name = (str(run / path), run.name) if row.recipe else (BASE, "baseline")
+        found[task] = score(checkpoint, args.out / "scores" / name / path.replace("/", "-"), args)
+    return found
 
 
 def columns(found: dict[Task, dict[str, Evaluation]]) -> Columns:
