@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import torch
 import tyro
 
 from benchmarks.pages import DOCS, write_section
+from benchmarks.training import folder, train
 from unison.config import EvalConfig, PolicyConfig
 from unison.data import open_items
 from unison.evaluate import Evaluation, by_task, evaluate
@@ -112,28 +111,16 @@ class Args:
 
 # -- training --------------------------------------------------------------------------------------------------------
 
-
-def folder(recipe: str, seed: int, args: Args) -> Path:
-    return args.out / f"{recipe.replace('/', '-')}-{seed}"
+LEAN = ("--evaluation.every=0", "--evaluation.items=12")  # the suites here stand in for each run's own evaluations
 
 
-def train(recipe: str, seed: int, args: Args) -> None:
-    """Trains a recipe as its own process, or goes on with it; then merges what is to be merged."""
-    out = folder(recipe, seed, args)
-    cut = any((out / file).exists() for file in ("chain.json", "checkpoints/last"))
-    if not (out / "report.html").exists():
-        words = ["--resume", str(out)] if cut else [recipe, f"--seed={seed}", f"--out={out}", *_lean(args)]
-        with (args.out / f"{out.name}.log").open("a") as log:
-            subprocess.run([sys.executable, "-m", "unison", "train", *words], check=True, stdout=log, stderr=log)
+def train_and_merge(recipe: str, seed: int, args: Args) -> None:
+    """Trains a recipe, or goes on with it; then merges what is to be merged."""
+    out = train(recipe, seed, args.out, [*LEAN, *args.options])
     models, start = MERGED.get(recipe, ((), None))
     if models and not (out / "merged").exists():
         base = out / start / FINAL if start else locate(BASE)
         merge([str(out / model / FINAL) for model in models], out / "merged", "gaussian", base=str(base))
-
-
-def _lean(args: Args) -> list[str]:
-    """The suites here stand in for each run's own evaluations."""
-    return ["--overwrite", "--evaluation.every=0", "--evaluation.items=12", *args.options]
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -163,7 +150,7 @@ def scored(row: Row, seed: int, args: Args) -> dict[Task, dict[str, Evaluation]]
     """The evaluations of the model that does each task."""
     found: dict[Task, dict[str, Evaluation]] = {}
     for task, path in row.checkpoints.items():
-        run = folder(row.recipe, seed, args)
+        run = folder(row.recipe, seed, args.out)
         checkpoint, name = (str(run / path), run.name) if row.recipe else (BASE, "baseline")
         found[task] = score(checkpoint, args.out / "scores" / name / path.replace("/", "-"), args)
     return found
@@ -207,7 +194,7 @@ def table(rows: dict[str, list[Columns]]) -> str:
 
 def finish(recipe: str, seed: int, rows: Iterable[Row], args: Args) -> None:
     """Trains one recipe with one seed and scores all that its rows need."""
-    train(recipe, seed, args)
+    train_and_merge(recipe, seed, args)
     for row in rows:
         scored(row, seed, args)
 
@@ -220,7 +207,6 @@ def share_cores(workers: int) -> None:
 
 def main(args: Args) -> None:
     """Trains, scores, writes."""
-    args.out.mkdir(parents=True, exist_ok=True)
     rows_of: dict[str, list[Row]] = {}
     for row in (row for name in args.tables for row in TABLES[name].values()):
         rows_of.setdefault(row.recipe, []).append(row)

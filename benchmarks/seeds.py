@@ -2,14 +2,13 @@
 
     python -m benchmarks.seeds corl/tiny-unified --seeds 0 1 2
 
-runs the recipe once a seed (skipping runs that are finished) and writes docs/results.md between its markers.
+runs the recipe once a seed (going on with what an earlier call left unfinished) and writes docs/results.md between its
+markers.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks.pages import DOCS, write_section
+from benchmarks.training import train
 from unison.evaluate import FIGURES, Evaluation, by_task
 from unison.report import before_and_after, read_evaluations
 from unison.stats import task_difference, task_mean
@@ -32,15 +32,6 @@ class Args:
     """Seeds of data order and samples."""
     out: Path = Path("runs/seeds")
     """Folder of the runs."""
-
-
-def train(recipe: str, seed: int, out: Path) -> Path:
-    """One run as its own process; returns its folder."""
-    run = out / f"{recipe.replace('/', '-')}-{seed}"
-    if not (run / "report.html").exists():
-        words = ["train", recipe, "--seed", str(seed), "--out", str(run), "--overwrite"]
-        subprocess.run([sys.executable, "-m", "unison", *words], check=True)
-    return run
 
 
 def ends(run: Path) -> tuple[Evaluation, Evaluation]:
