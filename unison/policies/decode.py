@@ -37,10 +37,11 @@ FIXED_ANGLES = ("default", "linear", "llama3")  # kinds of rotary embedding that
 
 
 def supports(network: nn.Module) -> bool:
-    """Whether the step below is this network's own: a `LlamaModel` on the CPU that nobody has adapted or wrapped."""
+    """Whether `Decoder` computes what this network computes: a `LlamaModel` on the CPU that nobody adapted or wrapped."""
     return (
         type(network) is llama.LlamaModel
-        and next(network.parameters()).device.type == "cpu"
+        and network.device.type == "cpu"
+        and network.dtype in (torch.float32, torch.bfloat16)
         and network.config.rope_parameters["rope_type"] in FIXED_ANGLES
         and not (network.training and network.config.attention_dropout)
         and all(type(m) in PLAIN or name.endswith("act_fn") for name, m in network.named_modules())
