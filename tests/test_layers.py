@@ -23,10 +23,12 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     "L1 pure maths": [
         [
             "policies.tokens policies.sde",
+            "policies.packing",
             "objectives objectives.*",
             "world world.scene world.render",
             "stats",
         ],
+        ["policies.decode"],
         ["policies.causal"],
     ],
     "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data rows"]],

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from unison.policies import tokens
+from unison.policies import decode, tokens
+from unison.policies.packing import packed
 from unison.types import Sampling
 
 
@@ -150,19 +151,14 @@ def sample(
     """
     done = run_prefixes(network, prefixes)
     branches = rows.branches()
-    done.cache.continue_with(branches, room=u.shape[1])
-    visible = _room(done.visible[branches], u.shape[1])  # always a 4-D mask: else `transformers` asks the cache for one
-    prefix_size = done.visible.shape[1]
     hidden = done.last[branches]
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    with packed(network, head):
+    with _decoder(network, done, branches, u.shape[1]) as step, packed(head):
         for t in range(u.shape[1]):
             if t:
-                mask = visible[:, None, None, : prefix_size + t]
-                embeds = rows.repeat(embed(ids[-1]))[:, None]
-                hidden = _pass(network, embeds, mask, done.lengths[branches, None] + t - 1, done.cache)[:, -1]
+                hidden = step(rows.repeat(embed(ids[-1])))
             chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
             ids.append(chosen)
             logps.append(logp)
@@ -173,8 +169,41 @@ def sample(
     return torch.stack(ids, 1), torch.stack(logps, 1)
 
 
-def _room(visible: Tensor, room: int) -> Tensor:
-    return torch.nn.functional.pad(visible, (0, room), value=True)
+Decode: TypeAlias = Callable[[Tensor], Tensor]
+"""Embeddings of the next position of each row -> its states. [B, D]"""
+
+
+@contextmanager
+def _decoder(network: nn.Module, done: Prefixed, rows: Tensor, room: int) -> Iterator[Decode]:
+    """Continues prefix `rows[b]` in row b by up to `room` positions, one a call: with our own step where it fits the
+    network, else with the network's own forward."""
+    done.cache.continue_with(rows, room)
+    visible = F.pad(done.visible[rows], (0, room), value=True)
+    lengths, filled = done.lengths[rows], done.visible.shape[1]
+    if decode.supports(network):
+        yield decode.Decoder(cast(Any, network), done.cache.layers, visible, lengths, filled)
+        return
+    with packed(network):
+        yield _Forward(network, done.cache, visible, lengths, filled)
+
+
+@dataclass
+class _Forward:
+    """`decode.Decoder` for any network."""
+
+    network: nn.Module
+    cache: PrefixCache
+    visible: Tensor  # [B, S] bool with room
+    lengths: Tensor  # [B]
+    filled: int
+    steps: int = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        positions = self.lengths[:, None] + self.steps
+        self.steps += 1
+        # always a 4-D mask: else `transformers` asks the cache for one
+        mask = self.visible[:, None, None, : self.filled + self.steps]
+        return _pass(self.network, x[:, None], mask, positions, self.cache)[:, -1]
 
 
 def _decide(
@@ -236,50 +265,3 @@ def continuation_states(
     embeds = rows.repeat(embed(ids[:, :-1]))
     later = _pass(network, embeds, torch.cat([before, own], -1)[:, None], positions, done.cache)
     return torch.cat([first, later], 1)
-
-
-# -- faster rows on the CPU ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def packed(*parts: object) -> Iterator[None]:
-    """Inside it the linear layers of the given modules keep a copy of their weights in the layout that oneDNN computes
-    with: the same products up to rounding, in about half the time when rows are few. Does nothing off the CPU.
-
-    PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but
-    not on the one position a row of sampling.
-    """
-    modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
-    linears = {m for m in modules if isinstance(m, nn.Linear) and _packable(m)}
-    for linear in linears:
-        # an attribute of the instance hides the method of its class until it is deleted
-        vars(linear)["forward"] = partial(_packed_linear, _packed_weight(linear), linear.bias)
-    try:
-        yield
-    finally:
-        for linear in linears:
-            del vars(linear)["forward"]
-
-
-def _packable(module: nn.Linear) -> bool:
-    return (
-        type(module) is nn.Linear  # not a subclass, whose forward may mean more
-        and "forward" not in vars(module)  # nor one that another library has wrapped
-        and module.weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and (kind := _kind(module)) in (torch.float32, torch.bfloat16)
-        and (kind is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
-
-
-def _kind(linear: nn.Linear) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else linear.weight.dtype
-
-
-def _packed_weight(linear: nn.Linear) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(_kind(linear)))
-
-
-def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    bias = None if bias is None else bias.to(weight.dtype)
-    return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, bias, "none", [], "")
