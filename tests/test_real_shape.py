@@ -72,5 +72,5 @@ def test_one_step_of_the_real_recipe_runs_saves_and_reloads_in_plain_transformer
     plain = JanusForConditionalGeneration.from_pretrained(run / "checkpoints" / "final").eval()
     ids = torch.randint(10, 400, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(plain(input_ids=ids).logits, trainer.policy.network(input_ids=ids).logits)
+        assert torch.allclose(plain(input_ids=ids).logits, trainer.policy.network(input_ids=ids).logits, atol=1e-5)
     assert JanusProcessor.from_pretrained(run / "checkpoints" / "final").num_image_tokens == 576
