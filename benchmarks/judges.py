@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class JudgeSize:
         return width | {"num_hidden_layers": self.layers, "num_attention_heads": 2}
 
 
-def spec(name: str, folders: dict[str, Path]) -> str:
+def spec(name: str, folders: Mapping[str, str | Path]) -> str:
     """The reward's name with the checkpoints it takes, as a recipe or an option writes it."""
     return ":".join([name, *(str(folders[kind]) for kind in KINDS.get(name, ()))])
 

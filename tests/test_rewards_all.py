@@ -17,7 +17,7 @@ from benchmarks import judges
 from unison.policies.janus import Janus
 from unison.rewards import REWARDS, load_rewards
 from unison.rewards.common import BATCH
-from unison.rewards.similarity import LPIPS_BATCH
+from unison.rewards.similarity import PAIRS
 from unison.types import Item, RewardFn, Trajectory
 from unison.world.render import render
 from unison.world.scene import TASKS, Object, sample
@@ -105,7 +105,7 @@ PASSES = {  # the network that looks at drawings or their captions, and its pass
     "hps": ("CLIPModel", 1),
     "image_reward": ("ImageReward", 1),
     "aesthetic": ("AestheticHead", 1),
-    "lpips_alex": ("LPIPS", BATCH // LPIPS_BATCH),
+    "lpips_alex": ("LPIPS", BATCH // PAIRS),
 }
 
 

@@ -114,8 +114,7 @@ def test_size_shape_and_mode_need_not_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_a_batch_is_judged_like_its_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for constant in ("BATCH", "LPIPS_BATCH"):
-        monkeypatch.setattr(f"unison.rewards.similarity.{constant}", 2)
+    monkeypatch.setattr("unison.rewards.similarity.PAIRS", 2)
     rows = [drawn(photo(a, 96), real=photo(b)) for a, b in pairwise(PHOTOS)]
     rows.insert(2, drawn())
     together = SIMILARITIES[name](rows, None)

@@ -26,9 +26,9 @@ def clip_score(trajectories: Sequence[Trajectory], policy: Any, checkpoint: str)
     """CLIPScore of the last drawing and its prompt: min(1, 2.5 max(cosine, 0)), without a prefix to the prompt.
 
     Source: Hessel et al. 2021, arXiv 2104.08718, eq. 1 (the upper bound is ours). PickScore, arXiv 2305.01569, and
-    HPS v2, arXiv 2306.09341, are 100 times and once the same cosine on weights of their own; what their authors publish
-    of HPS v2 is in open_clip's layout, the default is its `CLIPModel`. Prompts longer than the text encoder reads are
-    cut. None where there is no drawing or no prompt.
+    HPS v2, arXiv 2306.09341, are 100 times and once the same cosine on weights of their own; the authors of HPS v2
+    publish open_clip's layout, and the default is someone else's conversion of it, which we could not look at. Prompts
+    longer than the text encoder reads are cut. None where there is no drawing or no prompt.
     """
 
     @torch.no_grad()
