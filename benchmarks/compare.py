@@ -18,9 +18,10 @@ class Row:
     unison: list[float]
     other: list[float]
     other_name: str
+    """What the other side is; empty where the column's heading says it."""
     unit: str
-    target: float
-    """The other's median over Unison's that we want to reach."""
+    last: str
+    """The last column: a target for the ratio, or how it was computed."""
 
     @property
     def ratio(self) -> float:
@@ -31,9 +32,9 @@ class Row:
         cells = [
             self.what,
             _spread(self.unison, self.unit),
-            f"{self.other_name}: {_spread(self.other, self.unit)}",
+            f"{self.other_name}{': ' if self.other_name else ''}{_spread(self.other, self.unit)}",
             f"**{self.ratio:.2f}** [{min(ratios):.2f}, {max(ratios):.2f}]",
-            f"{self.target:g}",
+            self.last,
         ]
         return "| " + " | ".join(cells) + " |"
 
@@ -45,17 +46,22 @@ def _spread(values: list[float], unit: str) -> str:
     return f"{median(values):.3g} [{min(values):.3g}, {max(values):.3g}] {unit}"
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of each side. All run once untimed; then they take turns, every other round in reverse, so
-    that a change of the machine's load meets them all.
+def interleaved(
+    sides: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm_up: bool = True,
+) -> dict[str, list[float]]:
+    """Seconds of each side, by the wall's clock or another. All run once untimed, unless they are warm already; then
+    they take turns, every other round in reverse, so that a change of the machine's load meets them all.
     """
-    for run in sides.values():
+    for run in sides.values() if warm_up else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(repeats):
         for name in list(sides)[:: -1 if round_ % 2 else 1]:
             gc.collect()
-            start = time.perf_counter()
+            start = clock()
             sides[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds

@@ -50,28 +50,27 @@ def measure(options: Options) -> Iterator[Row]:
         policy = build_policy(drawing=drawing).to(kind)  # not autocast: `generate` fails under it on the CPU
         seconds = interleaved(rollout.sides(policy, group, guidance), repeats)
         what = f"sample {group} drawings of {drawing.tokens} tokens, guidance {guidance:g}, {name}"
-        yield Row(what, seconds["unison"], seconds["transformers"], "`generate`", "s", 2)
+        yield Row(what, seconds["unison"], seconds["transformers"], "`generate`", "s", "2")
 
     policy = build_policy(drawing=drawing)
     seconds = interleaved(scoring.sides(policy, picture(drawing), group, options.reply), repeats)
     what = f"score {group} replies of {options.reply} tokens to a picture of {drawing.tokens}, forward and backward"
-    yield Row(what, seconds["shared"], seconds["separate"], "not shared", "s", 3)
+    yield Row(what, seconds["shared"], seconds["separate"], "not shared", "s", "3")
 
     problem = memory.Problem(group * drawing.tokens, MEASURED.width, drawing.codes)
     runs = [[memory.measure(side, problem, torch.get_num_threads()) for side in memory.SIDES] for _ in range(repeats)]
     chunked, whole = ([m.megabytes for m in side] for side in zip(*runs, strict=True))
     what = f"peak memory of {problem.decisions:,} log-probabilities over {problem.codes:,} codes, forward and backward"
-    yield Row(what, chunked, whole, "all at once", "MB", 3)
+    yield Row(what, chunked, whole, "all at once", "MB", "3")
 
 
-def conditions(options: Options) -> str:
+def conditions(module: str, repeats: int, model: str) -> str:
     """The command and everything that its figures depend on."""
-    sizes = f"language model of width {MEASURED.width} and {MEASURED.layers} layers, {MEASURED.heads} heads"
     return "\n".join(
         [
-            f"- command: `python -m benchmarks.run {' '.join(sys.argv[1:])}`".rstrip("` ") + "`",
-            f"- {_repeats(options)} repetitions in turns, {torch.get_num_threads()} threads, {_processor()}",
-            f"- {sizes}, random weights, {PUBLISHED.codes:,} codes",
+            f"- command: `{' '.join(['python -m', module, *sys.argv[1:]])}`",
+            f"- {repeats} repetitions in turns, {torch.get_num_threads()} threads, {_processor()}",
+            f"- {model}",
             f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
         ]
     )
@@ -87,12 +86,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def write_page(text: str, page: Path = PAGE) -> None:
-    """Replaces what stands between the markers of the page."""
-    before, _, rest = page.read_text().partition(BEGIN)
+def write_page(text: str, page: Path = PAGE, begin: str = BEGIN) -> None:
+    """Replaces what stands between the marker `begin` of the page and the next END."""
+    before, _, rest = page.read_text().partition(begin)
     _, end, after = rest.partition(END)
-    assert end, f"{page} lost its markers {BEGIN!r} and {END!r}"
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    assert end, f"{page} lost its markers {begin!r} and {END!r}"
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{END}{after}")
 
 
 def main(options: Options) -> None:
@@ -105,10 +104,13 @@ def main(options: Options) -> None:
     for row in measure(options):
         lines.append(row.markdown())
         print(lines[-1], flush=True)
-    text = "\n".join([HEADER, *lines, "", conditions(options)])
-    print(f"\n{conditions(options)}")
+    sizes = f"language model of width {MEASURED.width} and {MEASURED.layers} layers, {MEASURED.heads} heads"
+    circumstances = conditions(
+        "benchmarks.run", _repeats(options), f"{sizes}, random weights, {PUBLISHED.codes:,} codes"
+    )
+    print(f"\n{circumstances}")
     if not options.quick:
-        write_page(text)
+        write_page("\n".join([HEADER, *lines, "", circumstances]))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory, rollout, run, scoring
+from benchmarks import judges, memory, rewards, rollout, run, scoring
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
 from unison.policies.janus import Janus
 from unison.policies.shapes import JanusShape
+from unison.rewards import REWARDS, load_rewards
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +85,7 @@ def test_sides_take_turns() -> None:
 def test_the_table_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
-    row = Row("speed", unison=[1.0, 2.0, 4.0], other=[4.0, 6.0, 8.0], other_name="plain", unit="s", target=2)
+    row = Row("speed", unison=[1.0, 2.0, 4.0], other=[4.0, 6.0, 8.0], other_name="plain", unit="s", last="2")
     for _ in range(2):
         run.write_page(row.markdown(), page)
     text = page.read_text()
@@ -92,3 +93,45 @@ def test_the_table_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| speed | 2 [1, 4] s | plain: 6 [4, 8] s | **3.00** [2.00, 4.00] | 2 |" in text
+
+
+# -- rewards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return judges.build(tmp_path_factory.mktemp("judges"), judges.JudgeSize(width=32, layers=2, image=48))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_one_call_and_a_call_per_drawing_give_the_same_values(
+    name: str, folders: dict[str, Path], policy: Janus
+) -> None:
+    spec = judges.spec(name, folders)
+    sides = rewards.sides(load_rewards([spec])[spec], rewards.drawings(name, 3), policy)
+    together, alone = sides["together"](), sides["alone"]()
+    assert None not in together
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_every_reward_says_how_it_is_computed() -> None:
+    assert {*rewards.HOW} == {*REWARDS}
+
+
+def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.PAGE.read_text()
+    rewards.main(rewards.Options(quick=True, rewards=("mse", "world")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == rewards.HEADER.splitlines()[0]
+    assert [line.split()[1] for line in lines[2:4]] == ["`mse`", "`world`"]
+    assert run.PAGE.read_text() == before
+
+
+def test_each_benchmark_writes_its_own_section(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text(run.PAGE.read_text())
+    run.write_page("ours", page)
+    run.write_page("the judges'", page, rewards.BEGIN)
+    text = page.read_text()
+    assert f"{run.BEGIN}\n\nours\n\n{run.END}" in text
+    assert f"{rewards.BEGIN}\n\nthe judges'\n\n{run.END}" in text

@@ -50,7 +50,7 @@ def test_a_chain_that_cannot_be_placed_is_refused(stages: list[tuple[str, str]],
 
 def test_finished_stages_are_left_and_cut_ones_go_on(tmp_path: Path):
     configs = chain.placed(corl.tiny(), tmp_path)
-    for folder, file in (("unified", "report.html"), ("draw", "checkpoints/last.old/state.json")):
+    for folder, file in (("unified", "checkpoints/final/config.json"), ("draw", "checkpoints/last.old/state.json")):
         path = tmp_path / folder / file
         path.parent.mkdir(parents=True)
         path.write_text("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,29 @@ def test_the_exported_world_is_a_data_set_to_train_on(
     run(monkeypatch, "export", str(tmp_path / "world"), "--count", "12")
     run(monkeypatch, "train", "corl/tiny-unified", "--data.train", str(tmp_path / "world"), "--dry-run")
     assert "12 items" in capsys.readouterr().out
+
+
+def sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """What each run of a dry run trains on."""
+    run(monkeypatch, "train", *words, "--dry-run")
+    return re.findall(r"training data:\s+(\S+?),?\s", capsys.readouterr().out)
+
+
+def test_data_replaces_the_recipes_and_in_a_chain_that_of_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "export", "a", "--count", "33")
+    run(monkeypatch, "export", "b", "--count", "33")
+    assert sources(monkeypatch, capsys, "corl/tiny-unified", "--data", "a") == ["a"]
+    assert sources(monkeypatch, capsys, "corl/janus-pro-1b", "--data", "a") == ["a"] * 4
+    assert sources(monkeypatch, capsys, "corl/tiny", "--data", "a", "open-ended=b") == ["a", "a", "a", "b"]
+    assert sources(monkeypatch, capsys, "corl/tiny", "--data", "draw=b") == ["world", "b", "world", "world"]
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny", "--data", "a", "drew=b", "--dry-run")
+    assert "'drew=b' is one too many" in shown
+    assert "unified, draw, multiple-choice, open-ended" in shown
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny-unified", "--data", "a", "b", "--dry-run")
+    assert "'b' is one too many" in shown
 
 
 def test_a_data_set_without_the_scenarios_columns_is_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +83,15 @@ def apart(contexts: Sequence[Context]) -> list[Context]:
 def gap(logps: Sequence[Tensor], actions: Sequence[Action]) -> float:
     """Largest difference between replayed and sampled log-probabilities."""
     return max((logp - action.logp).abs().max().item() for logp, action in zip(logps, actions, strict=True))
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two passes gave the same numbers, up to the rounding of sums taken in another order."""
+    return torch.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def perturb(policy: Janus, scale: float = 0.1) -> None:
@@ -496,8 +505,8 @@ def test_a_hidden_prompt_has_no_influence(policy: Janus) -> None:
     texts = "a red circle", "a red square"  # of one length
     seen = policy.nll([Context((text,)) for text in texts], [PICTURE] * 2)
     hidden = policy.nll([Context((text,), unconditional=True) for text in texts], [PICTURE] * 2)
-    assert seen[0] != seen[1]
-    assert torch.equal(hidden[0], hidden[1])
+    assert (seen[0] - seen[1]).abs() > 0.01
+    assert alike(hidden[0], hidden[1])
 
 
 # -- 8. the reference ---------------------------------------------------------------------------------------------
@@ -513,14 +522,14 @@ def test_the_reference_stays_where_training_started(make_policy: Callable[..., J
         start = policy(contexts, actions)
         with policy.reference():
             reference = policy(contexts, actions)
-        assert all(torch.equal(a, b) for a, b in zip(start, reference, strict=True))  # so KL is exactly 0
+        assert all(alike(a, b) for a, b in zip(start, reference, strict=True))  # so KL is 0
         perturb(policy)
         trained = policy(contexts, actions)
         assert all((a - b).abs().max() > 0.1 for a, b in zip(start, trained, strict=True))
         with policy.reference():
             inside = policy(contexts, actions)
-        assert all(torch.equal(a, b) for a, b in zip(start, inside, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(trained, policy(contexts, actions), strict=True))
+        assert all(alike(a, b) for a, b in zip(start, inside, strict=True))
+        assert all(alike(a, b) for a, b in zip(trained, policy(contexts, actions), strict=True))
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["copy", "adapters"])
@@ -538,7 +547,7 @@ def test_an_error_inside_the_reference_still_brings_the_policy_back(
 
     with pytest.raises(KeyError):
         fail()
-    assert torch.equal(policy.nll([Context((SHORT,))], ["four"]), before)
+    assert alike(policy.nll([Context((SHORT,))], ["four"]), before)
 
 
 def test_the_trained_weights_still_train_after_the_reference_was_used(make_policy: Callable[..., Janus]) -> None:
@@ -696,12 +705,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(checkpoint: Path, tmp_path: Pat
 
 
 def test_a_saved_policy_loads_as_it_was(policy: Janus, checkpoint: Path) -> None:
-    loaded = load_policy(PolicyConfig(str(checkpoint)))
+    loaded = cast(Janus, load_policy(PolicyConfig(str(checkpoint))))
+    assert same_weights(loaded.network.state_dict(), policy.network.state_dict())
     contexts = [Context((PICTURE, SHORT)), Context((LONG,))]
     for modality, sampling in SAMPLINGS.values():
         ours = act(policy, modality, contexts, sampling)
-        theirs = act(loaded, modality, contexts, sampling)  # type: ignore[arg-type]
-        assert all(torch.equal(a.ids, b.ids) and torch.equal(a.logp, b.logp) for a, b in zip(ours, theirs, strict=True))
+        theirs = act(loaded, modality, contexts, sampling)
+        assert all(torch.equal(a.ids, b.ids) and alike(a.logp, b.logp) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["weights", "adapters"])
@@ -713,8 +723,10 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(
     inputs = processed(policy, [f"<image_placeholder>\n{SHORT}"], [PICTURE])
     with torch.no_grad():
         expected = policy.network(**inputs).logits
+        before = {name: weight.clone() for name, weight in policy.state_dict().items()}
         policy.save(tmp_path)
-        assert torch.equal(policy.network(**inputs).logits, expected)  # saving leaves the policy as it is
+        assert same_weights(policy.state_dict(), before)  # saving leaves the policy as it is
+        assert alike(policy.network(**inputs).logits, expected)
         network, info = cast(Any, JanusForConditionalGeneration).from_pretrained(tmp_path, output_loading_info=True)
         processor: Any = JanusProcessor.from_pretrained(tmp_path)
         again = processor(

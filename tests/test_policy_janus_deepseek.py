@@ -206,11 +206,13 @@ def test_every_weight_arrives_and_the_logits_are_equal(policy: Janus, network: J
     inputs = processor(text=text, images=PICTURE, return_tensors="pt")
     assert (inputs["input_ids"] == network.config.image_token_id).sum() == 576
     with torch.no_grad():
-        assert torch.equal(policy.network(**inputs).logits, network(**inputs).logits)
+        assert torch.allclose(policy.network(**inputs).logits, network(**inputs).logits, atol=1e-5)
         ids = torch.randint(16384, (1, 576), generator=torch.Generator().manual_seed(0))
         hidden = torch.randn(1, 3, 64)
-        assert torch.equal(policy.vq.decode(ids), network.model.vqmodel.decode(ids))  # type: ignore[arg-type]
-        assert torch.equal(policy.network.model.generation_head(hidden), network.model.generation_head(hidden))
+        decoded = network.model.vqmodel.decode(ids)  # type: ignore[arg-type]
+        assert torch.allclose(policy.vq.decode(ids), decoded, atol=1e-5)
+        head, other = policy.network.model.generation_head, network.model.generation_head
+        assert torch.allclose(head(hidden), other(hidden), atol=1e-5)
 
 
 def test_the_configuration_is_that_of_the_same_shape_in_transformers():
@@ -275,8 +277,12 @@ def test_the_policy_writes_draws_scores_and_saves_in_transformers_format(policy:
     assert policy.decode(actions[1:])[0].size == (384, 384)
     policy.save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "janus"
-    again = load_policy(PolicyConfig(str(tmp_path)))
-    assert torch.equal(again.draw(contexts[1:], Sampling(guidance=5.0), [1])[0].ids, actions[1].ids)  # type: ignore
+    again = cast(Janus, load_policy(PolicyConfig(str(tmp_path))))
+    ours, theirs = policy.network.state_dict(), again.network.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with torch.no_grad():
+        assert (again(contexts, actions)[1] - actions[1].logp).abs().max() < 1e-4
 
 
 def test_weights_are_loaded_in_the_configured_type(original: Path):

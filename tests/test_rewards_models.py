@@ -12,22 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    BertConfig,
-    BertModel,
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipProcessor,
-    CLIPConfig,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import BertModel, BlipProcessor
 
+from benchmarks import judges
+from benchmarks.judges import build_tokenizer
 from unison.policies.janus import Janus
-from unison.rewards import CHECKPOINTS, MINILM, REWARDS, load_rewards, pretrained, recaption, score
+from unison.rewards import CHECKPOINTS, MINILM, REWARDS, load_rewards, pretrained, quality, recaption, score
+from unison.rewards.image_reward import MEAN, STD, ImageReward, from_published, published_config
 from unison.rewards.matching import matching
 from unison.rewards.pretrained import greedy_matches
 from unison.rewards.recaption import bertscore, greedy_f1, similarity
@@ -51,91 +42,18 @@ def pairs(count: int = 5) -> list[Trajectory]:
     ]
 
 
-# -- tiny checkpoints ---------------------------------------------------------------------------------------------
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the world as tokens, with the marks of BERT."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    rng = random.Random(0)
-    words = {w for _ in range(300) for w in sample(rng, rng.choice(TASKS), "train")[0].prompt.split()}
-    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: i for i, word in enumerate([*marks, *sorted(words)])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        bos_token="[CLS]",
-        eos_token="[SEP]",
-        model_max_length=32,
-    )
-
-
-def enlarge(model: torch.nn.Module, scale: float = 0.3) -> Any:
-    """Weights so large that every part of an input matters."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim >= 2:
-                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
-    return model
-
-
-SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-PICTURE: dict[str, Any] = SIZES | {"image_size": 48, "patch_size": 16}
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random CLIP, BLIP and text encoder as checkpoint folders."""
-    words = tokenizer()
-    text = SIZES | {
-        "vocab_size": len(words),
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "sep_token_id": 3,
-    }
-    size = {"height": 48, "width": 48}
-    clip: Any = CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=16)
-    blip: Any = BlipConfig(text_config=text | {"encoder_hidden_size": 32}, vision_config=PICTURE)
-    deep: Any = text | {"num_hidden_layers": 6}
-    made: dict[str, tuple[Any, Any]] = {
-        "clip": (CLIPModel(clip), CLIPProcessor(CLIPImageProcessorPil(size=size, crop_size=size), words)),
-        "blip": (BlipForConditionalGeneration(blip), BlipProcessor(BlipImageProcessorPil(size=size), words)),
-        "encoder": (BertModel(BertConfig(**deep)), words),
-    }
-    folders = {}
-    for name, (model, reader) in made.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        enlarge(model).save_pretrained(folders[name])
-        reader.save_pretrained(folders[name])
-    return folders
+    """Random judges as checkpoint folders."""
+    return judges.build(tmp_path_factory.mktemp("judges"), judges.JudgeSize(width=32, layers=2, image=48))
 
 
 @pytest.fixture
 def reward(checkpoints: dict[str, Path]) -> Callable[[str], Any]:
     """A reward by name, on the tiny checkpoints."""
-    kinds = {
-        "clip": "clip",
-        "pickscore": "clip",
-        "blip_bertscore": "blip encoder",
-        "blip_embedding": "blip encoder",
-        "self_bertscore": "encoder",
-        "self_embedding": "encoder",
-    }
 
     def find(name: str) -> Any:
-        spec = ":".join([name, *(str(checkpoints[kind]) for kind in kinds.get(name, "").split())])
+        spec = judges.spec(name, checkpoints)
         return load_rewards([spec])[spec]
 
     return find
@@ -147,8 +65,9 @@ def reward(checkpoints: dict[str, Path]) -> Callable[[str], Any]:
 @pytest.mark.parametrize("name", WITH_MODEL)
 def test_values_are_in_range_and_differ_between_drawings(name: str, reward: Callable[[str], Any], policy: Janus):
     values = reward(name)(pairs(), policy)
-    assert all(0 <= value <= 1 for value in values)
-    assert len(set(values)) > 1
+    low, high = (-100, 100) if name == "image_reward" else (0, 1)  # that one is in standard deviations
+    assert all(low <= value <= high for value in values)
+    assert max(values) - min(values) > 1e-3
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
@@ -159,11 +78,12 @@ def test_a_batch_is_judged_as_its_rows_are(
     together = judge(rows, policy)
     assert [judge([row], policy)[0] for row in rows] == pytest.approx(together, abs=CLOSE)
     assert judge(rows[::-1], policy)[::-1] == pytest.approx(together, abs=CLOSE)
-    monkeypatch.setattr(pretrained, "BATCH", 2)
+    for module in (pretrained, quality):
+        monkeypatch.setattr(module, "BATCH", 2)
     assert judge(rows, policy) == pytest.approx(together, abs=CLOSE)
 
 
-@pytest.mark.parametrize("name", WITH_MODEL)
+@pytest.mark.parametrize("name", [name for name in WITH_MODEL if name != "aesthetic"])
 def test_without_a_drawing_or_a_prompt_there_is_nothing_to_judge(
     name: str, reward: Callable[[str], Any], policy: Janus
 ):
@@ -179,7 +99,7 @@ def test_without_a_drawing_or_a_prompt_there_is_nothing_to_judge(
 @pytest.mark.parametrize("name", WITH_MODEL)
 def test_judging_twice_gives_the_same_and_moves_no_random_state(name: str, reward: Callable[[str], Any], policy: Janus):
     state = torch.get_rng_state()
-    assert reward(name)(pairs(3), policy) == reward(name)(pairs(3), policy)
+    assert reward(name)(pairs(3), policy) == pytest.approx(reward(name)(pairs(3), policy), abs=1e-6)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -200,6 +120,7 @@ def test_judging_needs_no_gradient(name: str, reward: Callable[[str], Any], poli
         ("clip:/nowhere", r"rewards = 'clip:/nowhere': '/nowhere' is neither a folder nor a hub id"),
         ("clip:a/b/c", r"'a/b/c' is neither a folder nor a hub id of the form owner/name"),
         ("clip:a/b:c/d", r"takes 1 checkpoint\(s\), by default openai/clip-vit-base-patch32; 2 given"),
+        ("image_reward", r"'image_reward' has no default checkpoint: .* image_reward:<folder>"),
         ("accuracy:a/b", r"rewards = 'accuracy:a/b': has no model"),
         ("clipp:a/b", r"'clipp' is unknown; did you mean 'clip'"),
     ],
@@ -281,6 +202,63 @@ def test_matching_leaves_no_gradient(make_policy: Callable[..., Janus]):
     assert not text.requires_grad
 
 
+# -- image reward -------------------------------------------------------------------------------------------------
+
+
+def test_image_reward_is_the_standardised_head_on_the_first_token(checkpoints: dict[str, Path], reward: Any):
+    """Against a text encoder fed by hand, one pair at a time."""
+    folder, rows = str(checkpoints["image_reward"]), pairs(3)
+    model, processor = pretrained.load(ImageReward, BlipProcessor, folder, CPU)
+    expected = []
+    for row in rows:
+        inputs = processor(images=row.images[0], text=row.item.prompt, return_tensors="pt")
+        with torch.no_grad():
+            picture = model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+            x = model.text_encoder(input_ids=inputs["input_ids"], encoder_hidden_states=picture).last_hidden_state[0, 0]
+            for layer in model.mlp.layers:
+                x = x @ layer.weight.T + layer.bias if isinstance(layer, torch.nn.Linear) else x
+        expected.append((x.item() - MEAN) / STD)
+    assert reward("image_reward")(rows, None) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_image_reward_reads_both_the_drawing_and_the_prompt(reward: Any):
+    one, two = pairs(2)
+    mixed = Trajectory(one.item, (), images=two.images)
+    a, b, c = reward("image_reward")([one, two, mixed], None)
+    assert abs(a - c) > 1e-3
+    assert abs(b - c) > 1e-3
+
+
+def published_keys(vision_layers: int, text_layers: int) -> set[str]:
+    """Names in the authors' file: BLIP's own vision transformer, BERT's names for the text encoder, the head."""
+
+    def both(*names: str) -> set[str]:
+        return {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+
+    eyes = both("patch_embed.proj", "norm") | {"cls_token", "pos_embed"}
+    for i in range(vision_layers):
+        eyes |= both(*(f"blocks.{i}.{x}" for x in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")))
+    words = {"embeddings.position_ids", "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"}
+    words |= both("embeddings.LayerNorm")
+    for i in range(text_layers):
+        parts = [f"{kind}.self.{x}" for kind in ("attention", "crossattention") for x in ("query", "key", "value")]
+        parts += [f"{kind}.output.{x}" for kind in ("attention", "crossattention") for x in ("dense", "LayerNorm")]
+        parts += ["intermediate.dense", "output.dense", "output.LayerNorm"]
+        words |= both(*(f"encoder.layer.{i}.{part}" for part in parts))
+    head = both(*(f"mlp.layers.{i}" for i in (0, 2, 4, 6, 7)))
+    return {f"blip.visual_encoder.{x}" for x in eyes} | {f"blip.text_encoder.{x}" for x in words} | head
+
+
+def test_the_published_image_reward_fills_every_weight_once():
+    with torch.device("meta"):
+        network = ImageReward(published_config())
+    assert sum(weight.numel() for weight in network.parameters()) == pytest.approx(446e6, rel=0.01)
+    published = {key: torch.zeros(0) for key in published_keys(24, 12)}
+    renamed = from_published(published)
+    assert renamed.keys() == network.state_dict().keys()
+    assert len(renamed) == len(published) - 1  # position_ids is no weight
+
+
 # -- recaption ----------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +273,7 @@ def test_the_f1_of_greedy_matches_is_the_paper_s():
 
 
 def test_bertscore_reads_words_at_the_stated_layer_and_no_marks(checkpoints: dict[str, Path]):
-    model, words = BertModel.from_pretrained(checkpoints["encoder"]).eval(), tokenizer()
+    model, words = BertModel.from_pretrained(checkpoints["encoder"]).eval(), build_tokenizer()
     texts = ["a red circle", "a blue square above a cross"]
     with torch.no_grad():
         states = [model(**words(text, return_tensors="pt"), output_hidden_states=True).hidden_states for text in texts]

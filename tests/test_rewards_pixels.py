@@ -18,12 +18,16 @@ import skimage.data
 import skimage.metrics
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from transformers import CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import unison.rewards
-from unison.rewards import NEEDS, load_rewards, quality
-from unison.rewards.common import in_chunks
+from benchmarks import judges
+from unison.rewards import NEEDS, load_rewards
+from unison.rewards.common import CPU, in_chunks
 from unison.rewards.ocr import normalise, ocr, read
-from unison.rewards.quality import aesthetic, brisque, jpeg_compressible, jpeg_incompressible, load_aesthetic
+from unison.rewards.pretrained import load
+from unison.rewards.quality import brisque, jpeg_compressible, jpeg_incompressible, load_head
 from unison.rewards.similarity import (
     SIZE,
     STAGES,
@@ -110,7 +114,7 @@ def test_size_shape_and_mode_need_not_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_a_batch_is_judged_like_its_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unison.rewards.similarity.CHUNK", 2)
+    monkeypatch.setattr("unison.rewards.similarity.PAIRS", 2)
     rows = [drawn(photo(a, 96), real=photo(b)) for a, b in pairwise(PHOTOS)]
     rows.insert(2, drawn())
     together = SIMILARITIES[name](rows, None)
@@ -146,7 +150,8 @@ def test_the_measures_agree_with_scikit_image() -> None:
 
 def test_black_against_white_is_as_far_as_pixels_go() -> None:
     row = drawn(Image.new("RGB", (8, 8)), real=Image.new("RGB", (8, 8), "white"))
-    assert judged(mse, [row]) == judged(psnr, [row]) == [0]
+    assert judged(mse, [row]) == pytest.approx([0], abs=1e-6)
+    assert judged(psnr, [row]) == pytest.approx([0], abs=1e-6)
 
 
 # -- LPIPS --------------------------------------------------------------------------------------------------------
@@ -258,57 +263,27 @@ def test_brisque_cannot_judge_what_has_no_texture() -> None:
 def test_the_last_drawing_alone_is_judged(name: str) -> None:
     reward = QUALITIES[name]
     first, last = photo("chelsea"), photo("rocket")
-    values = reward([drawn(first, last), drawn(), drawn(last)], None)
-    assert values[0] == values[2] == reward([drawn(last)], None)[0] != reward([drawn(first)], None)[0]
-    assert values[1] is None
+    both, nothing, alone = reward([drawn(first, last), drawn(), drawn(last)], None)
+    assert nothing is None
+    assert both == pytest.approx(alone, rel=1e-6)
+    assert reward([drawn(last)], None)[0] == pytest.approx(alone, rel=1e-6)
+    assert reward([drawn(first)], None)[0] != pytest.approx(alone, abs=0.01)
 
 
-@pytest.fixture
-def aesthetic_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A tiny random CLIP and a random head, in the published layout, in place of the hub's."""
-    from safetensors.torch import save_file
-    from transformers import CLIPConfig, CLIPModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**sizes, "image_size": 32, "patch_size": 8}
-    config = CLIPConfig(text_config={**sizes, "vocab_size": 16}, vision_config=vision, projection_dim=768)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(tmp_path / "clip")
-    (tmp_path / "head").mkdir()
-    widths = {0: (768, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
-    tensors = {f"layers.{i}.weight": torch.randn(o, n) * n**-0.5 for i, (n, o) in widths.items()}
-    tensors |= {f"layers.{i}.bias": torch.full((o,), 5.0 if o == 1 else 0.0) for i, (_, o) in widths.items()}
-    save_file(tensors, tmp_path / "head" / "model.safetensors")
-    monkeypatch.setattr(quality, "CLIP", str(tmp_path / "clip"))
-    monkeypatch.setattr(quality, "HEAD", str(tmp_path / "head"))
-    return tmp_path / "clip", tmp_path / "head"
-
-
-def test_the_aesthetic_score_is_the_head_on_the_unit_embedding(aesthetic_folders: tuple[Path, Path]) -> None:
+def test_the_aesthetic_score_is_the_head_on_the_unit_embedding(tmp_path: Path) -> None:
+    folders = judges.build(tmp_path, judges.JudgeSize(width=32, layers=2, image=48))
+    spec = judges.spec("aesthetic", folders)
     images = [photo(name) for name in PHOTOS]
-    values = judged(aesthetic, [drawn(image) for image in images])
-    clip, processor, head = load_aesthetic(*map(str, aesthetic_folders))
+    values = judged(load_rewards([spec])[spec], [drawn(image) for image in images])
+    clip, processor = load(CLIPModel, CLIPImageProcessorPil, str(folders["clip"]), CPU)
     with torch.no_grad():
         x = clip.get_image_features(**processor(images, return_tensors="pt")).pooler_output
         x = x / x.norm(dim=-1, keepdim=True)
-        for layer in head.layers:
+        for layer in load_head(str(folders["head"]), CPU).layers:
             if isinstance(layer, torch.nn.Linear):
                 x = x @ layer.weight.T + layer.bias
     assert values == pytest.approx((x[:, 0] / 10).tolist(), abs=1e-6)
     assert len(set(values)) == len(PHOTOS)
-
-
-@pytest.mark.usefixtures("aesthetic_folders")
-def test_a_batch_of_aesthetic_scores_is_scored_like_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "CHUNK", 2)
-    rows = [drawn(photo("coffee"), photo(name)) for name in PHOTOS]
-    rows.insert(1, drawn())
-    together = aesthetic(rows, None)
-    assert together[1] is None
-    assert [x for x in together if x] == pytest.approx([aesthetic([r], None)[0] for r in rows if r.images], abs=1e-6)
 
 
 # -- text rendering -----------------------------------------------------------------------------------------------

@@ -66,5 +66,5 @@ def run(configs: Sequence[RunConfig], train: Callable[[RunConfig, bool], object]
 
 
 def is_finished(run: Path) -> bool:
-    """Whether the run has written its report, the last thing that it does."""
-    return (run / "report.html").exists()
+    """Whether the run has exported its final checkpoint, the last thing that it does."""
+    return (run / "checkpoints" / "final").is_dir()

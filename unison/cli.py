@@ -18,6 +18,7 @@ from unison.config import Chain, RunConfig, from_json
 USAGE = """unison: reinforcement learning for unified multimodal models
 
   unison train <recipe> [--field value ...]    train, evaluate before and after, write a report
+  unison train <recipe> --data <path>          the same on your rows: JSONL, Parquet, a folder or a hub id
   unison train --config <run>/config.json      repeat a run
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
@@ -44,6 +45,10 @@ class TrainArgs:
     """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
     skip_bad_rows: bool = False
     """Count and skip data rows that cannot be read (short for --data.skip-bad-rows)."""
+    data: tuple[str, ...] = ()
+    """What to train on (short for --data.train). In a chain it holds for every stage, each of which takes all rows and
+    reads the columns it needs; `stage=path` after it gives one stage its own, as in
+    `--data rows.parquet multiple-choice=questions.parquet`."""
 
 
 def train(words: Sequence[str]) -> None:
@@ -67,16 +72,34 @@ def train(words: Sequence[str]) -> None:
     return _train_chain(recipe, Path("runs") / words[0].replace("/", "-"), rest)
 
 
-def _parse(default: RunConfig, words: Sequence[str]) -> TrainArgs:
+def _parse(default: RunConfig, words: Sequence[str], stage: str = "", stages: Sequence[str] = ()) -> TrainArgs:
+    """The recipe with the user's options; of those for other stages of a chain it takes none."""
     from unison.rewards import REWARDS
 
     known = dict.fromkeys([*REWARDS, *_with_checkpoints(words)], 0.0)
     default = dataclasses.replace(default, rewards=known | default.rewards)
     args = tyro.cli(TrainArgs, default=TrainArgs(default), args=list(words), prog="unison train <recipe>")
     config = dataclasses.replace(args.run, rewards={name: w for name, w in args.run.rewards.items() if w})
-    if args.skip_bad_rows:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, skip_bad_rows=True))
-    return dataclasses.replace(args, run=config)
+    data = dataclasses.replace(
+        config.data,
+        skip_bad_rows=config.data.skip_bad_rows or args.skip_bad_rows,
+        train=_source(args.data, stage, stages) or config.data.train,
+    )
+    return dataclasses.replace(args, run=dataclasses.replace(config, data=data))
+
+
+def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
+    """What `--data` says of a stage; nothing where it is silent.
+
+    Raises:
+        ValueError: more than one source for a run.
+    """
+    own = {name: path for name, mark, path in (word.partition("=") for word in given) if mark and name in stages}
+    common = [word for word in given if word.partition("=")[0] not in own]
+    if len(common) > 1:
+        named = f"`stage=path` with a stage of {', '.join(stages)}" if stages else "one file, folder or hub id"
+        raise ValueError(f"--data {' '.join(given)}: {common[1]!r} is one too many; besides the first, give {named}")
+    return own.get(stage, common[0] if common else "")
 
 
 def _train_run(args: TrainArgs) -> None:
@@ -92,7 +115,8 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
     """Options hold for every stage; `--out` is the folder of them all."""
     from unison import chain
 
-    parsed = [_parse(dataclasses.replace(stage.config, out=out), words) for stage in stages]
+    names = [stage.name for stage in stages]
+    parsed = [_parse(dataclasses.replace(s.config, out=out), words, s.name, names) for s in stages]
     if parsed[0].dry_run:
         for stage, args in zip(stages, parsed, strict=True):
             print(f"stage {stage.name}")
@@ -128,6 +152,9 @@ def _resume(words: Sequence[str]) -> None:
         return chain.run(chain.load(run), _train)
     if not run or not (run / "config.json").is_file():
         raise ValueError(f"--resume {' '.join(words)}: no run folder with a config.json or {chain.FILE} there")
+    if chain.is_finished(run):
+        final = run / "checkpoints" / "final"
+        return print(f"{run} is finished: nothing to do (to train on, start another run from {final})")
     return _train(dataclasses.replace(from_json((run / "config.json").read_text()), out=run), resume=True)
 
 

@@ -252,9 +252,10 @@ class Trainer:
 
     def finish(self) -> Path:
         if self.accelerator.is_main_process:
-            checkpoint.export(self.policy, self.run, "final")
             self.log.close()
             write_report(self.run)
+            checkpoint.export(self.policy, self.run, "final")  # last: it is what says that a run is finished
+        self.accelerator.wait_for_everyone()  # the next stage of a chain starts from what was exported
         self.accelerator.end_training()
         return self.run
 

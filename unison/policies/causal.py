@@ -82,8 +82,11 @@ class Prefixed:
         return [row[seen] for row, seen in zip(self.hidden, self.visible, strict=True)]
 
 
-def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor]) -> Prefixed:
-    """Sends P prefixes, each [S_p, D] embeddings, through the network in one left-padded batch."""
+def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor], keep: bool = True) -> Prefixed:
+    """Sends P prefixes, each [S_p, D] embeddings, through the network in one left-padded batch.
+
+    Without `keep` no row can continue them and only the states are held, not every layer's keys and values.
+    """
     lengths = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
     embeds = pad_sequence(list(prefixes), batch_first=True, padding_side="left")  # [P, S, D]
     size = embeds.shape[1]
@@ -93,13 +96,17 @@ def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor]) -> Prefixed:
     causal |= torch.eye(size, dtype=torch.bool, device=embeds.device)  # a pad sees itself: no empty row, no NaN
     positions = (at - (size - lengths[:, None])).clamp_min(0)
     cache = PrefixCache()
-    hidden = _pass(network, embeds, causal[:, None], positions, cache)
+    hidden = _pass(network, embeds, causal[:, None], positions, cache if keep else None)
     return Prefixed(cache, hidden, visible, lengths)
 
 
-def _pass(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
+def _pass(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache | None) -> Tensor:
     return network(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
 
 

@@ -222,7 +222,7 @@ class Janus(Policy):
         contexts = [Context(pair) for pair in zip(images, texts, strict=True)]
         rows = [self._pieces(context, "text") for context in contexts]
         with self.autocast():
-            states = causal.run_prefixes(self.network.model.language_model, self._embed(rows)).states()
+            states = causal.run_prefixes(self.network.model.language_model, self._embed(rows), keep=False).states()
         starts = [self._size(row[0]) for row in rows]  # the image comes second, what is before it is the template's
         own = [self._own_tokens(context, text) for context, text in zip(contexts, texts, strict=True)]
         return [

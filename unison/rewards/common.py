@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+BATCH = 64  # drawings that a judge looks at in one pass
+CPU = torch.device("cpu")
 
 
-def device() -> torch.device:
-    """Where judges run: this process's GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(policy: Any) -> torch.device:
+    """Judges run where the policy does; without one, on the first GPU or the CPU where there is none."""
+    if policy is not None:
+        return policy.device
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
 
 
 def in_chunks(

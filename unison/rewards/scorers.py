@@ -1,9 +1,7 @@
-"""Scorers of picture and text that were trained for it, through `transformers`.
+"""Scorers of picture and text that compare embeddings, through `transformers`.
 
-`clip` and `pickscore` are one function on two checkpoints; any other `CLIPModel` can be named after a colon
-(`clip:owner/name`). Two well-known scorers are left out, since neither has a published checkpoint in the format of a
-`transformers` class: HPSv2 (an open_clip ViT-H; converted, it is a `CLIPModel`) and ImageReward (a head of its own on
-BLIP's text encoder).
+`clip`, `pickscore` and `hps` are one function on three checkpoints; any other `CLIPModel` can be named after a colon
+(`clip:owner/name`).
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from unison.rewards.pretrained import device_of, judge_pairs, load
+from unison.rewards.common import device_of
+from unison.rewards.pretrained import judge_pairs, load
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
@@ -26,9 +25,10 @@ SCALE = 2.5  # CLIPScore's w, which spreads the cosines of real pairs over [0, 1
 def clip_score(trajectories: Sequence[Trajectory], policy: Any, checkpoint: str) -> list[float | None]:
     """CLIPScore of the last drawing and its prompt: min(1, 2.5 max(cosine, 0)), without a prefix to the prompt.
 
-    Source: Hessel et al. 2021, arXiv 2104.08718, eq. 1 (the upper bound is ours); PickScore, arXiv 2305.01569, is 100
-    times the same cosine on its own weights. Prompts longer than the text encoder reads are cut. None where there is no
-    drawing or no prompt.
+    Source: Hessel et al. 2021, arXiv 2104.08718, eq. 1 (the upper bound is ours). PickScore, arXiv 2305.01569, and
+    HPS v2, arXiv 2306.09341, are 100 times and once the same cosine on weights of their own; the authors of HPS v2
+    publish open_clip's layout, and the default is someone else's conversion of it, which we could not look at. Prompts
+    longer than the text encoder reads are cut. None where there is no drawing or no prompt.
     """
 
     @torch.no_grad()

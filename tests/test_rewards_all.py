@@ -1,0 +1,165 @@
+"""Every registered reward on a case of its own: what ranks above what, and how many passes 64 drawings take."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from benchmarks import judges
+from unison.policies.janus import Janus
+from unison.rewards import REWARDS, load_rewards
+from unison.rewards.common import BATCH
+from unison.rewards.similarity import PAIRS
+from unison.types import Item, RewardFn, Trajectory
+from unison.world.render import render
+from unison.world.scene import TASKS, Object, sample
+
+
+def said(*replies: str, answer: str = "on the red sofa") -> list[Trajectory]:
+    return [Trajectory(Item("x", question="Where is it?", answer=answer), (), texts=(reply,)) for reply in replies]
+
+
+def drawn(prompt: str, *images: Image.Image, real: Image.Image | None = None) -> list[Trajectory]:
+    return [Trajectory(Item("x", prompt=prompt, image=real), (), images=(image,)) for image in images]
+
+
+def photo(name: str, side: int = 128) -> Image.Image:
+    return Image.fromarray(getattr(skimage.data, name)()).convert("RGB").resize((side, side))
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(3))
+
+
+def writing(text: str) -> Image.Image:
+    image = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(image).text((16, 100), text, fill="black", font=ImageFont.load_default(28))
+    return image
+
+
+def scenes() -> list[Trajectory]:
+    """Right, partly right and wrong drawings of one prompt of the world."""
+    circle, square = Object("circle", "red", 0, 0), Object("square", "blue", 0, 2)
+    cross = Object("cross", "green", 2, 2)
+    return drawn("a red circle and a blue square", render((circle, square)), render((circle, cross)), render((cross,)))
+
+
+def photos() -> list[Trajectory]:
+    """The real photo, its blur, and another one."""
+    real = photo("chelsea")
+    return drawn("a cat", real, blurred(real), photo("rocket"), real=real)
+
+
+def world(count: int = 3) -> list[Trajectory]:
+    """Drawings of the world with their own prompts and real images."""
+    rng = random.Random(0)
+    made = [sample(rng, TASKS[i % len(TASKS)], "train") for i in range(count)]
+    return [row for d, scene in made for row in drawn(d.prompt, render(scene), real=render(scene[:1]))]
+
+
+RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the best to the worst
+    "accuracy": lambda: said("<answer>On the red sofa.</answer>", "<answer>on the mat</answer>"),
+    "accuracy_soft": lambda: said("on the red sofa", "red sofa", "in bed"),
+    "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
+    "world": scenes,
+    "world_strict": lambda: scenes()[:2],
+    "world_tuples": scenes,
+    "lpips_vgg": photos,
+    "lpips_alex": photos,
+    "ssim": photos,
+    "mse": photos,
+    "psnr": photos,
+    "jpeg_compressible": lambda: drawn("", Image.new("RGB", (128, 128)), blurred(photo("coffee")), photo("coffee")),
+    "jpeg_incompressible": lambda: drawn("", photo("coffee"), blurred(photo("coffee")), Image.new("RGB", (128, 128))),
+    "brisque": lambda: drawn("", photo("coffee", 256), blurred(photo("coffee", 256))),
+    "ocr": lambda: drawn('a sign that says "Hello World"', *map(writing, ("Hello World", "Hallo Wrld", "good night"))),
+}
+RANDOM: dict[str, Callable[[], list[Trajectory]]] = {  # their weights are random here: drawings differ, and no more
+    "matching": world,
+    "blip_bertscore": world,
+    "blip_embedding": world,
+    "self_bertscore": world,
+    "self_embedding": world,
+    "clip": world,
+    "pickscore": world,
+    "hps": world,
+    "image_reward": world,
+    "aesthetic": world,
+}
+PASSES = {  # the network that looks at drawings or their captions, and its passes over 64 of them
+    "matching": ("JanusVisionModel", 1),
+    "blip_bertscore": ("BlipVisionModel", 1),
+    "blip_embedding": ("BertModel", 1),
+    "self_bertscore": ("JanusVisionModel", 1),
+    "self_embedding": ("BertModel", 1),
+    "clip": ("CLIPModel", 1),
+    "pickscore": ("CLIPModel", 1),
+    "hps": ("CLIPModel", 1),
+    "image_reward": ("ImageReward", 1),
+    "aesthetic": ("AestheticHead", 1),
+    "lpips_alex": ("LPIPS", BATCH // PAIRS),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return judges.build(tmp_path_factory.mktemp("judges"), judges.JudgeSize(width=32, layers=2, image=48))
+
+
+def load(name: str, folders: dict[str, Path]) -> RewardFn:
+    spec = judges.spec(name, folders)
+    return load_rewards([spec])[spec]
+
+
+def judged(reward: RewardFn, rows: Sequence[Trajectory], policy: Janus) -> list[float]:
+    values = [value for value in reward(rows, policy) if value is not None]
+    assert len(values) == len(rows)
+    return values
+
+
+def test_every_registered_reward_has_a_case() -> None:
+    assert {*RANKED, *RANDOM} == {*REWARDS}
+    assert not {*RANKED} & {*RANDOM}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_obvious_order_holds(name: str, folders: dict[str, Path], policy: Janus) -> None:
+    reward = load(name, folders)
+    if name in RANKED:
+        values = judged(reward, RANKED[name](), policy)
+        assert all(better > worse + 1e-3 for better, worse in pairwise(values)), values
+    else:
+        values = judged(reward, RANDOM[name](), policy)
+        assert max(values) - min(values) > 1e-3, values
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_64_drawings_reach_the_model_in_the_stated_passes(name: str, folders: dict[str, Path], policy: Janus) -> None:
+    passes: Counter[str] = Counter()
+
+    def count(module: torch.nn.Module, inputs: object) -> None:
+        passes[type(module).__name__] += 1
+
+    reward, rows = load(name, folders), world(64)
+    with torch.nn.modules.module.register_module_forward_pre_hook(count):
+        values = reward(rows, policy)
+    assert len(values) == 64
+    network, expected = PASSES[name]
+    assert passes[network] == expected
+
+
+def test_judges_run_where_the_policy_does() -> None:
+    from types import SimpleNamespace
+
+    from unison.rewards.common import device_of
+
+    assert device_of(SimpleNamespace(device=torch.device("meta"))) == torch.device("meta")
+    assert device_of(None).type in ("cpu", "cuda")
