@@ -2,7 +2,8 @@
 
 Both do the same work: `group` conditional and `group` unconditional rows, one token a pass, the same weights and type.
 Neither decodes pixels. `transformers` prefills every row and attends over a cache of full length from the first token;
-Unison computes the prompt once, attends over what is filled, and packs the weights once a rollout (`causal.packed`).
+Unison computes the prompt once, attends over what is filled, and sends each token through a step of its own, with
+weights packed once a rollout (`unison/policies/decode.py`).
 """
 
 from __future__ import annotations

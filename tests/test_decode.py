@@ -19,7 +19,7 @@ from unison.types import Context, Sampling
 WIDTH, STEPS, VOCABULARY = 48, 7, 40
 LENGTHS = 3, 9, 5  # of the prefixes
 ROWS = torch.tensor([0, 0, 1, 2, 2])  # the prefix that each row continues
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 80,
@@ -27,7 +27,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
     "factor": 4.0,
@@ -123,18 +123,18 @@ def test_in_bfloat16_our_step_is_as_near_the_truth_as_the_general_path(autocast:
 # -- which networks it fits ---------------------------------------------------------------------------------------
 
 
-def wrapped(network: LlamaModel) -> LlamaModel:
-    linear: Any = network.layers[1].mlp.up_proj
+def wrapped(network: Any) -> nn.Module:
+    linear = network.layers[1].mlp.up_proj
     linear.forward = linear.forward
     return network
 
 
-def hooked(network: LlamaModel) -> LlamaModel:
+def hooked(network: Any) -> nn.Module:
     network.layers[1].register_forward_hook(lambda *_: None)
     return network
 
 
-def replaced(network: LlamaModel) -> LlamaModel:
+def replaced(network: Any) -> nn.Module:
     class Twice(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)

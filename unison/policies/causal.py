@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -188,7 +188,7 @@ def _decoder(network: nn.Module, done: Prefixed, rows: Tensor, room: int) -> Ite
     visible = F.pad(done.visible[rows], (0, room), value=True)
     lengths, filled = done.lengths[rows], done.visible.shape[1]
     if decode.supports(network):
-        yield decode.Decoder(cast(Any, network), done.cache.layers, visible, lengths, filled)
+        yield decode.Decoder(network, done.cache.layers, visible, lengths, filled)
         return
     with packed(network):
         yield _Forward(network, done.cache, visible, lengths, filled)

@@ -5,15 +5,16 @@ does not change from token to token done once a rollout: weights packed and join
 product, gate and up in another), rotary angles of all positions, the mask, room for all keys and values. A step has the
 same shapes every time but for the filled part of the cache, and decides nothing by values.
 
-Attention of one query a row is bound by memory, and PyTorch's fused attention, made for many queries, reads at a third of
-what the CPU can (in bfloat16 at a tenth). Here scores are batched products with keys in float32, and the mixture of
-values is `embedding_bag`: a weighted sum of rows of a table, which is what it is.
+Attention of one query a row is bound by memory, and PyTorch's fused attention, made for many queries, reads far slower
+than the CPU can (about half as fast in float32, a tenth in bfloat16). Here scores are batched products with keys in
+float32, and the mixture of values is `embedding_bag`: the weighted sum of a table's rows that it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +38,12 @@ FIXED_ANGLES = ("default", "linear", "llama3")  # kinds of rotary embedding that
 
 
 def supports(network: nn.Module) -> bool:
-    """Whether `Decoder` computes what this network computes: a `LlamaModel` on the CPU that nobody adapted or wrapped."""
+    """Whether `Decoder` computes what this network does: a `LlamaModel` on the CPU that nobody adapted or wrapped."""
     return (
         type(network) is llama.LlamaModel
         and network.device.type == "cpu"
         and network.dtype in (torch.float32, torch.bfloat16)
-        and network.config.rope_parameters["rope_type"] in FIXED_ANGLES
+        and network.rotary_emb.rope_type in FIXED_ANGLES
         and not (network.training and network.config.attention_dropout)
         and all(type(m) in PLAIN or name.endswith("act_fn") for name, m in network.named_modules())
         and not any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in network.modules())
@@ -69,7 +70,7 @@ class Decoder:
 
     def __init__(
         self,
-        network: llama.LlamaModel,
+        network: nn.Module,
         cache: Sequence[tuple[Tensor, Tensor]],
         visible: Tensor,
         lengths: Tensor,
@@ -84,11 +85,13 @@ class Decoder:
             lengths: [B] of the prefixes without padding.
             filled: S of the prefixes alone.
         """
-        attention = network.layers[0].self_attn
+        assert isinstance(network, llama.LlamaModel)
+        attention: Any = network.layers[0].self_attn
         groups, (rows, room) = attention.num_key_value_groups, visible.shape
-        self.scaling, self.width = attention.scaling, attention.head_dim
-        self.key_heads = network.config.num_key_value_heads
-        self.heads = groups * self.key_heads
+        self.scaling: float = attention.scaling
+        self.width: int = attention.head_dim
+        self.heads: int = attention.config.num_attention_heads
+        self.key_heads = self.heads // groups
         self.layers = [_layer(*parts) for parts in zip(network.layers, cache, strict=True)]
         self.norm = network.norm
         self.filled = filled
@@ -131,7 +134,8 @@ class Decoder:
         return scores.transpose(1, 2).reshape(-1, keys.shape[1]).softmax(-1)
 
 
-def _layer(layer: llama.LlamaDecoderLayer, cache: tuple[Tensor, Tensor]) -> Layer:
+def _layer(layer: Any, cache: tuple[Tensor, Tensor]) -> Layer:
+    """A `LlamaDecoderLayer` with its cache."""
     attention, mlp = layer.self_attn, layer.mlp
     keys, values = (x.flatten(0, 1).to(compute_type(attention.q_proj.weight)) for x in cache)
     return Layer(

@@ -1,7 +1,7 @@
 """Products of few rows with a large matrix, on the CPU: weights kept in the layout that oneDNN computes with.
 
-PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but not on
-the one position a row of sampling. Packed products are the same up to rounding, in about half the time when rows are
+PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but not
+on the one position a row of sampling. Packed products are the same up to rounding, in about half the time when rows are
 few. Where oneDNN cannot pack (another device or type), everything here computes as PyTorch does.
 """
 
