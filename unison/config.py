@@ -71,14 +71,17 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    relax_temperature: float = 1.0
+    """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
 
 
 @dataclass(frozen=True)
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    kind: Literal["group", "constant"] = "group"
-    """Compare the siblings of a group, or give every trajectory the advantage 1 (imitation)."""
+    kind: Literal["group", "constant", "reward"] = "group"
+    """Compare the siblings of a group, give every trajectory the advantage 1 (imitation), or its own reward (imitation
+    of what was right)."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
     epsilon: float = 1e-4
@@ -212,6 +215,7 @@ def check(config: RunConfig) -> None:
     optim, group = config.optim, config.scenario.group_size
     if config.advantage.kind == "group":
         _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+    if config.advantage.kind != "constant":
         _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     for name in ("steps", "items_per_step", "micro_batch_items", "updates_per_rollout"):
         _require(getattr(optim, name) >= 1, f"optim.{name}", getattr(optim, name), "at least 1")
@@ -227,6 +231,12 @@ def check(config: RunConfig) -> None:
         "optim.micro_batch_items",
         optim.micro_batch_items,
         f"a divisor of the {per_update} items of an update",
+    )
+    _require(
+        config.scenario.relax_temperature > 0,
+        "scenario.relax_temperature",
+        config.scenario.relax_temperature,
+        "above 0",
     )
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
