@@ -40,11 +40,13 @@ class DataConfig:
     """Where items come from."""
 
     train: str = "world"
-    """`world`, a local JSONL / Parquet file or folder, or a hub id."""
+    """`world`, `prompts` (GenEval-style, without pictures), a local JSONL / Parquet file or folder, or a hub id."""
     eval: str = "world"
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    excluded: str = ""
+    """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the data set for each field of an item; the CoRL names are the default."""
     question_suffix: str = ""
