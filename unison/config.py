@@ -160,6 +160,8 @@ class EvalConfig:
     """Items per rollout of an evaluation."""
     gallery: int = 18
     """Items whose drawings and answers the report shows."""
+    own_drawings: bool = False
+    """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
 
 
 @dataclass(frozen=True)

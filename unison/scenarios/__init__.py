@@ -22,6 +22,8 @@ class Scenario:
     fields: tuple[str, ...]
     """What every item must have."""
     summary: str
+    relaxes: bool = False
+    """Losses are differentiated through drawings, which costs memory."""
 
     def require(self, policy: Policy, item: Item) -> None:
         """Checks policy and data before training starts.
@@ -65,6 +67,7 @@ SCENARIOS = {
         ("draw", "write"),
         ("prompt", "question", "answer"),
         "draw a prompt and learn the true answer about that drawing, through the drawing",
+        relaxes=True,
     ),
     "self_sft_split": Scenario(
         self_sft.split,
