@@ -135,9 +135,13 @@ def test_eval_scores_a_checkpoint_and_writes_records(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "result.json"
-    run(monkeypatch, "eval", str(checkpoint), "--items", "6", "--max-tokens", "8", "--out", str(out))
+    words = ("eval", str(checkpoint), "--items", "6", "--max-tokens", "8", "--out", str(out))
+    run(monkeypatch, *words)
     assert "drawing" in capsys.readouterr().out
-    assert len(json.loads(out.read_text())["records"]) == 6
+    assert [r["own_reply"] for r in json.loads(out.read_text())["records"]] == [None] * 6
+    run(monkeypatch, *words, "--own-drawings")
+    assert "own_answer" in capsys.readouterr().out
+    assert all(r["own_answer_correct"] is not None for r in json.loads(out.read_text())["records"])
 
 
 def test_sample_draws_a_sheet_and_answers_a_question(

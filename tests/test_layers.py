@@ -31,7 +31,10 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ["policies.decode"],
         ["policies.causal"],
     ],
-    "L2 models, rewards, data": [["world.judge"], ["policies policies.*", "rewards rewards.*", "data rows"]],
+    "L2 models, rewards, data": [
+        ["world.judge"],
+        ["policies policies.*", "rewards rewards.*", "data rows prompts objects"],
+    ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
         ["rollout", "checkpoint", "environment", "plan", "merge"],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unison.config import AdvantageConfig, ObjectiveConfig
-from unison.objectives.advantage import group_advantages
+from unison.objectives.advantage import advantages_of, group_advantages
 from unison.objectives.grpo import Totals, decision_weights, grpo, totals
 from unison.policies.base import Policy
 from unison.types import Context, Sampling, Tokens, Turn, TurnBatch, pad_stack
@@ -50,6 +50,12 @@ def test_advantages_are_standard_scores_within_the_group() -> None:
 
 def test_without_the_division_advantages_are_differences_to_the_mean() -> None:
     assert advantages([[0.0, 1.0, 2.0, 5.0]], divide_by_std=False)[0] == [[-2.0, -1.0, 0.0, 3.0]]
+
+
+def test_advantages_may_be_constant_or_the_rewards_themselves() -> None:
+    rewards, groups = [0.0, 1.0, None, 0.5], {"one": [0, 1], "two": [2, 3]}
+    found = {kind: advantages_of(rewards, groups, AdvantageConfig(kind))[0] for kind in ("constant", "reward")}  # type: ignore[arg-type]
+    assert found == {"constant": [1.0] * 4, "reward": rewards}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e8 / 3])

@@ -13,18 +13,19 @@ from PIL import Image
 
 from unison.config import PolicyConfig, RunConfig, to_json
 from unison.report import FIGURES, Comparison, read_run, verdict, write_report
-from unison.stats import Estimate, task_difference, task_mean
+from unison.stats import Estimate, conditional, task_difference, task_mean
 
 REPLY = "<think>1 < 2</think><script>alert('x')</script>"
 
 
 def record(i: int, skill: float, rng: random.Random, image: str | None) -> dict:
-    correct = rng.random() < skill
+    correct, own = rng.random() < skill, rng.random() < skill
     return {
         "id": f"item-{i}", "task": ("counting", "position")[i % 2], "prompt": "a red ring",
         "question": "What color?", "answer": "red", "kind": "open_ended", "reply": REPLY,
         "drawing_correct": correct,
         "drawing_score": float(correct), "drawing_reason": "as asked", "answer_correct": rng.random() < skill,
+        "own_answer_correct": own, "drift": own and not correct,
         "format_ok": rng.random() < 0.9, "image": image, "question_image": image,
     }  # fmt: skip
 
@@ -81,6 +82,28 @@ def test_page_is_self_contained(run: Path) -> None:
     assert all(link.startswith(("#", "data:image/")) for link in links)
     assert not re.search(r"url\(|@import|<link|<script|https?:", page)
     assert page.count("data:image/png") == 3 * 2 + 3  # three prompts on both sides and three questions
+
+
+def test_the_imbalance_is_shown_with_its_gaps_where_it_was_evaluated(run: Path) -> None:
+    text = text_of(write_report(run))
+    shares = [conditional(pairs(run, step)) for step in (0, 60)]
+    for share in shares:
+        assert str(share) in text
+    assert " → ".join(f"{1 - share.value:.3f}" for share in shares) in text
+    assert "Drift" in text
+    for path in (run / "eval").glob("*.json"):
+        old = json.loads(path.read_text())
+        for row in old["records"]:
+            del row["own_answer_correct"], row["drift"]
+        path.write_text(json.dumps(old))
+    assert "Imbalance" not in text_of(write_report(run))
+
+
+def pairs(run: Path, step: int) -> dict[str, list[tuple[bool, bool]]]:
+    found: dict[str, list[tuple[bool, bool]]] = {}
+    for row in json.loads((run / f"eval/{step:06}.json").read_text())["records"]:
+        found.setdefault(row["task"], []).append((row["drawing_correct"], row["own_answer_correct"]))
+    return found
 
 
 def test_table_holds_the_numbers_of_stats_for_every_figure_and_task(run: Path) -> None:

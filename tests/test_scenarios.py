@@ -15,7 +15,7 @@ from unison.policies.base import Policy
 from unison.rollout import roll_out
 from unison.scenarios import SCENARIOS, find
 from unison.scenarios.common import Seeds
-from unison.types import Item, Sampling, Tokens, Trajectory, group_rows
+from unison.types import Item, Relaxed, Sampling, Tokens, Trajectory, group_rows
 from unison.world.render import render
 from unison.world.scene import sample
 
@@ -25,8 +25,12 @@ TURNS = {
     "understanding": ["text"],
     "unified": ["image", "text"],
     "imitate": ["image", "text"],
+    "self_improve": ["image", "text"],
+    "self_sft": ["text"],
+    "self_sft_split": ["image", "text"],
 }
-SAMPLED = [name for name in SCENARIOS if name != "imitate"]
+GIVEN = ("imitate", "self_sft", "self_sft_split")  # scenarios with an action that was not sampled
+SAMPLED = [name for name in SCENARIOS if name not in GIVEN]
 
 
 def item(name: str, **fields: Any) -> Item:
@@ -50,9 +54,12 @@ def rollout(policy: Policy, name: str, items: list[Item] | None = None, seeds: S
         return SCENARIOS[name].rollout(policy, items or ITEMS, CONFIG, seeds)
 
 
+def actions(trajectory: Trajectory) -> list[Tokens]:
+    return [turn.action for turn in trajectory.turns if isinstance(turn.action, Tokens)]
+
+
 def ids(trajectory: Trajectory) -> list[list[int]]:
-    actions = [turn.action for turn in trajectory.turns]
-    return [action.ids.tolist() for action in actions if isinstance(action, Tokens)]
+    return [action.ids.tolist() for action in actions(trajectory)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -76,10 +83,10 @@ def test_every_item_gets_its_group_in_order(policy: Policy, name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLED)
 def test_turns_are_decoded_in_order(policy: Policy, name: str) -> None:
     for trajectory in rollout(policy, name):
-        actions = [turn.action for turn in trajectory.turns]
-        assert [action.modality for action in actions] == TURNS[name]
+        taken = [turn.action for turn in trajectory.turns]
+        assert [action.modality for action in taken] == TURNS[name]
         decoded = {"text": iter(trajectory.texts), "image": iter(trajectory.images)}
-        for action, shown in zip(actions, policy.decode(actions), strict=True):
+        for action, shown in zip(taken, policy.decode(taken), strict=True):
             assert same(next(decoded[action.modality]), shown)
         assert not any(list(rest) for rest in decoded.values())
 
@@ -89,6 +96,8 @@ def test_siblings_share_context_objects_and_others_do_not(policy: Policy, name: 
     same = [item("one"), item("two")]  # two items of one text
     found = rollout(policy, name, same)
     for turn in range(len(TURNS[name])):
+        if any(isinstance(part, Tokens | Relaxed) for part in found[0].turns[turn].context.parts):
+            continue  # about the sibling's own drawing
         contexts = [id(t.turns[turn].context) for t in found]
         assert len(set(contexts[:3])) == len(set(contexts[3:])) == 1
         assert contexts[0] != contexts[3]
@@ -144,13 +153,61 @@ def test_understanding_works_without_an_image(policy: Policy) -> None:
 
 def test_imitation_acts_as_the_item_shows(policy: Policy) -> None:
     trajectory = rollout(policy, "imitate")[0]
-    drawing, reply = (turn.action for turn in trajectory.turns)
+    drawing, reply = actions(trajectory)
     assert trajectory.images == (ITEMS[0].image,)
     assert trajectory.texts == (ITEMS[0].reply,)
     assert policy.decode([reply]) == [ITEMS[0].reply]
-    assert isinstance(drawing, Tokens)
     (picture,) = trajectory.images
     assert torch.equal(drawing.ids, policy.encode([picture])[0].ids)
+
+
+# -- the model's own drawings -------------------------------------------------------------------------------------
+
+
+def test_the_question_is_about_the_drawing_itself_in_its_tokens(policy: Policy) -> None:
+    for trajectory in rollout(policy, "self_improve", [item("one", image=None)]):
+        drawn, answered = trajectory.turns
+        assert answered.context.parts[0] is drawn.action
+        assert answered.context.parts[1] == "What color is the circle?"
+
+
+def test_drawings_are_those_of_text_to_image(policy: Policy) -> None:
+    """So an evaluation that also asks about its drawings judges the same ones as one that does not."""
+    assert [ids(t)[0] for t in rollout(policy, "self_improve")] == [ids(t)[0] for t in rollout(policy, "t2i")]
+
+
+def test_one_advantage_trains_drawing_and_answer(policy: Policy) -> None:
+    assert all(turn.advantage is None for t in rollout(policy, "self_improve") for turn in t.turns)
+
+
+def test_supervision_through_the_drawing_gives_the_true_answer(policy: Policy) -> None:
+    same = rollout(policy, "t2i")
+    for trajectory, drawn in zip(rollout(policy, "self_sft"), same, strict=True):
+        (turn,) = trajectory.turns
+        part, question = turn.context.parts
+        assert isinstance(part, Relaxed)
+        assert part.context.parts == (trajectory.item.prompt,)
+        assert part.action.ids.tolist() == ids(drawn)[0]
+        assert question == trajectory.item.question
+        assert policy.decode([turn.action]) == [trajectory.item.answer]
+        assert trajectory.texts == ()  # the model said nothing that a reward could judge
+
+
+def test_relaxed_siblings_share_their_prompt_and_differ_in_noise(policy: Policy) -> None:
+    parts = [t.turns[0].context.parts[0] for t in rollout(policy, "self_sft")[:3]]
+    found = [part for part in parts if isinstance(part, Relaxed)]
+    assert len({id(part.context) for part in found}) == 1
+    assert len({part.seed for part in found}) == 3
+
+
+def test_split_supervision_judges_the_own_reply_and_trains_the_true_answer(policy: Policy) -> None:
+    own = rollout(policy, "self_improve")
+    for trajectory, answered in zip(rollout(policy, "self_sft_split"), own, strict=True):
+        drawn, told = trajectory.turns
+        assert trajectory.texts == answered.texts
+        assert ids(trajectory)[0] == ids(answered)[0]
+        assert policy.decode([told.action]) == ["red"]
+        assert (drawn.advantage, told.advantage) == (None, 1.0)
 
 
 # -- seeds --------------------------------------------------------------------------------------------------------

@@ -200,6 +200,8 @@ def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: P
         ({"optim__items_per_step": 5}, r"optim\.micro_batch_items = 2.*divisor"),
         ({"optim__updates_per_rollout": 3}, r"optim\.updates_per_rollout = 3.*divisor"),
         ({"rewards": {}}, "rewards.*at least one"),
+        ({"advantage__kind": "reward", "rewards": {}}, "rewards.*at least one"),
+        ({"scenario__relax_temperature": 0.0}, r"scenario\.relax_temperature = 0.*above 0"),
         ({"rewards": {"wrold": 1.0}}, "'wrold' is unknown; did you mean 'world'"),
         ({"scenario__name": "unifed"}, "'unifed' is unknown; did you mean 'unified'"),
         ({"policy__path": "/no/such/folder"}, r"policy\.path = '/no/such/folder'"),
@@ -246,6 +248,63 @@ def test_imitation_makes_the_shown_replies_and_drawings_likelier(checkpoint: Pat
     for modality in ("text", "image"):
         assert rows[-1][f"{modality}/nll"] < rows[0][f"{modality}/nll"] - 0.3  # nats a token
     assert not any(row["constant_step"] for row in rows)
+
+
+# -- models that improve themselves ------------------------------------------------------------------------------------
+
+
+def self_supervised(checkpoint: Path, out: Path, scenario: str, kind: str, **changes: Any) -> RunConfig:
+    fields: dict[str, Any] = {
+        "scenario__name": scenario,
+        "scenario__group_size": 2,
+        "advantage__kind": kind,
+        "objective__name": "sft",
+        "rewards": {"accuracy": 1.0} if kind == "reward" else {},
+        "optim__items_per_step": 4,
+    }
+    return small(checkpoint, out, **(fields | changes))
+
+
+def with_answers_right_for(trainer: Trainer, right: bool) -> Trainer:
+    trainer.rewards["accuracy"] = lambda ts, policy: [float(right)] * len(ts)
+    return trainer
+
+
+def test_supervision_through_the_drawing_makes_true_answers_likelier(checkpoint: Path, tmp_path: Path):
+    config = self_supervised(
+        checkpoint, tmp_path / "run", "self_sft", "constant", optim__steps=6, optim__learning_rate=3e-3
+    )
+    rows = metrics(Trainer(config).train())
+    assert rows[-1]["text/nll"] < rows[0]["text/nll"] - 0.3  # nats a token
+    assert not any(row["constant_step"] for row in rows)
+    assert not any("image/nll" in row for row in rows)
+
+
+def test_micro_batches_leave_the_gradient_through_drawings_unchanged(checkpoint: Path, tmp_path: Path):
+    norms = []
+    for size in (1, 4):
+        changes = {"optim__micro_batch_items": size, "optim__steps": 1}
+        run = Trainer(self_supervised(checkpoint, tmp_path / str(size), "self_sft", "constant", **changes)).train()
+        norms.append(metrics(run)[0]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_split_supervision_imitates_only_drawings_that_were_answered_right(
+    checkpoint: Path, tmp_path: Path, right: bool
+):
+    config = self_supervised(checkpoint, tmp_path / "run", "self_sft_split", "reward", optim__steps=1)
+    (row,) = metrics(with_answers_right_for(Trainer(config), right).train())
+    assert row["text/grad_norm"] > 0.01
+    assert (row["image/grad_norm"] > 0.01) is right
+
+
+def test_both_turns_of_a_model_that_improves_itself_are_trained(checkpoint: Path, tmp_path: Path):
+    trainer = Trainer(small(checkpoint, tmp_path / "run", scenario__name="self_improve", rewards={"accuracy": 1.0}))
+    trainer.rewards["accuracy"] = lambda ts, policy: [float(i % 2) for i in range(len(ts))]
+    row = metrics(trainer.train())[0]
+    assert row["text/grad_norm"] > 0.01
+    assert row["image/grad_norm"] > 0.01
 
 
 # -- whole commands ------------------------------------------------------------------------------------------------

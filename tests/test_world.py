@@ -158,6 +158,33 @@ def test_answers_are_right_about_the_scene():
     assert wrong == []
 
 
+def satisfying(rng: random.Random, description: Description) -> Scene:
+    """Any scene that the description asks for: what it leaves open is drawn at random."""
+    while True:
+        asked = [clause for clause in description.clauses for _ in range(clause.count)]
+        cells = [divmod(cell, 3) for cell in rng.sample(range(9), len(asked))]
+        scene = tuple(
+            Object(c.shape, c.color or rng.choice(COLORS), *cell) for c, cell in zip(asked, cells, strict=True)
+        )
+        if check(scene, description).correct:
+            return scene
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_question_about_any_drawing_that_satisfies_the_prompt_has_the_items_answer(task: str):
+    """So a model may be asked about its own drawing, which nobody has seen."""
+    rng = random.Random(f"own:{task}")
+    asked = [(d, q) for d, _, q in questions() if d.task == task]
+    wrong = [
+        (d.prompt, q.text, scene)
+        for d, q in asked
+        for scene in (satisfying(rng, d) for _ in range(5))
+        if answer_from(scene, task, q.text) != q.answer
+    ]
+    assert len(asked) > 400
+    assert wrong == []
+
+
 def test_the_letter_points_at_the_answer_among_four_distinct_options():
     letters = set()
     for _, _, question in questions():

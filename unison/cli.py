@@ -188,6 +188,8 @@ class EvalArgs:
     """Guidance scale of drawings."""
     max_tokens: int = 48
     """Longest reply."""
+    own_drawings: bool = False
+    """Also ask about each drawing, and show how far drawing and answering are apart."""
     out: Path | None = None
     """JSON file for the records."""
 
@@ -203,19 +205,18 @@ def evaluate(words: Sequence[str]) -> None:
     from unison.data import open_items
     from unison.policies import load_policy
     from unison.recipes.corl import tiny_unified
-    from unison.stats import task_mean
     from unison.types import Sampling
 
     data = dataclasses.replace(tiny_unified().data, questions=args.questions)
     items = open_items("world", "eval", data, 0, args.items)
     scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=Sampling(guidance=args.guidance))
     policy = load_policy(PolicyConfig(args.checkpoint))
-    result = evaluation.evaluate(policy, [items[i] for i in range(len(items))], scenario, EvalConfig(items=args.items))
-    table = Table("figure", "mean of tasks [95% interval]", *sorted({r["task"] for r in result.records}))
-    for name, field in evaluation.FIGURES.items():
-        columns = evaluation.by_task(result.records, field)
-        cells = [f"{sum(v) / len(v):.3f}" for _, v in sorted(columns.items())]
-        table.add_row(name, str(task_mean(columns)), *cells)
+    config = EvalConfig(items=args.items, own_drawings=args.own_drawings)
+    result = evaluation.evaluate(policy, [items[i] for i in range(len(items))], scenario, config)
+    tasks = sorted({r["task"] for r in result.records})
+    table = Table("figure", "all tasks [95% interval]", *tasks)
+    for name, cells in evaluation.by_cut(result.records, tasks).items():
+        table.add_row(name, *cells)
     Console().print(table)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

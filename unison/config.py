@@ -40,11 +40,13 @@ class DataConfig:
     """Where items come from."""
 
     train: str = "world"
-    """`world`, a local JSONL / Parquet file or folder, or a hub id."""
+    """`world`, `prompts` (GenEval-style, without pictures), a local JSONL / Parquet file or folder, or a hub id."""
     eval: str = "world"
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    excluded: str = ""
+    """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the data set for each field of an item; the CoRL names are the default."""
     question_suffix: str = ""
@@ -71,14 +73,17 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    relax_temperature: float = 1.0
+    """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
 
 
 @dataclass(frozen=True)
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    kind: Literal["group", "constant"] = "group"
-    """Compare the siblings of a group, or give every trajectory the advantage 1 (imitation)."""
+    kind: Literal["group", "constant", "reward"] = "group"
+    """Compare the siblings of a group, give every trajectory the advantage 1 (imitation), or its own reward (imitation
+    of what was right)."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
     epsilon: float = 1e-4
@@ -155,6 +160,8 @@ class EvalConfig:
     """Items per rollout of an evaluation."""
     gallery: int = 18
     """Items whose drawings and answers the report shows."""
+    own_drawings: bool = False
+    """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,7 @@ def check(config: RunConfig) -> None:
     optim, group = config.optim, config.scenario.group_size
     if config.advantage.kind == "group":
         _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
+    if config.advantage.kind != "constant":
         _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
     for name in ("steps", "items_per_step", "micro_batch_items", "updates_per_rollout"):
         _require(getattr(optim, name) >= 1, f"optim.{name}", getattr(optim, name), "at least 1")
@@ -227,6 +235,12 @@ def check(config: RunConfig) -> None:
         "optim.micro_batch_items",
         optim.micro_batch_items,
         f"a divisor of the {per_update} items of an update",
+    )
+    _require(
+        config.scenario.relax_temperature > 0,
+        "scenario.relax_temperature",
+        config.scenario.relax_temperature,
+        "above 0",
     )
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")

@@ -1,4 +1,4 @@
-"""Items to train on and to evaluate on: the embedded world, local files and folders, data sets of the hub.
+"""Items to train on and to evaluate on: the embedded world, prompts, local files and folders, data sets of the hub.
 
 Every source is deterministic, and which items a step takes is a pure function of the step, so a resumed run sees the
 same items in the same order without saved state. Tables are random access; a stream skips to where a run stopped.
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from unison.config import DataConfig
+from unison.prompts import PromptItems, read_excluded
 from unison.rows import COLUMNS, OPTIONS, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
@@ -293,9 +294,9 @@ def _rows(stream: datasets.IterableDataset, source: str | Path) -> Iterator[Mapp
 
 
 def open_items(source: str, split: Split, config: DataConfig, seed: int, size: int) -> Items:
-    """The items of `world`, of a local file or folder, or of a hub data set.
+    """The items of `world` or `prompts`, of a local file or folder, or of a hub data set.
 
-    `seed` and `size` are those of the world; any other source has as many items as rows. Where files of a
+    `seed` and `size` are those of the first two; any other source has as many items as rows. Where files of a
     folder or splits of a hub data set are named after a split, only those of `split` are read. With `data.streaming`
     training items come from a stream in the order of `seed`, and held-out items are the first `size` rows.
 
@@ -305,6 +306,9 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     suffix = _suffix(config)
     if source == "world":
         return WorldItems(split, config.questions, suffix, seed, size)
+    if source == "prompts":
+        excluded = read_excluded(Path(config.excluded).expanduser()) if config.excluded else frozenset()
+        return PromptItems(split, suffix, seed, size, excluded)
     path, name = Path(source).expanduser(), source
     if path.exists():
         files = _files(path, split)
@@ -400,7 +404,7 @@ def _load_hub(source: str, split: Split, streaming: bool) -> Any:
             return datasets.load_dataset(source, split=chosen, streaming=streaming)
     except OSError as error:  # offline, unknown or private
         raise ValueError(
-            f"data.{split} = {source!r} is neither `world`, nor a local path, nor a hub data set "
+            f"data.{split} = {source!r} is neither `world` nor `prompts`, nor a local path, nor a hub data set "
             f"that can be reached: {error}"
         ) from error
     raise ValueError(

@@ -1,10 +1,14 @@
-"""Evaluation of both sides on held-out items: one drawing and one reply an item, judged and recorded."""
+"""Evaluation of both sides on held-out items: one drawing and one reply an item, judged and recorded.
+
+With `own_drawings` each item's question is also asked about the drawing. How often an answer is right where the drawing
+is, and the reverse, is what UniRL (arXiv 2505.23380) measures the imbalance of a unified model by: the gaps to 1.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from unison.rewards.text import is_formatted, is_right
 from unison.rollout import roll_out
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
-from unison.stats import Estimate, task_mean
+from unison.stats import Estimate, conditional, task_mean
 from unison.types import Item, Trajectory
 from unison.world.judge import judge
 from unison.world.scene import parse_prompt
@@ -27,8 +31,15 @@ FIGURES = {
     "drawing_partial": "drawing_score",
     "answer": "answer_correct",
     "format": "format_ok",
+    "own_answer": "own_answer_correct",
+    "drift": "drift",
 }
 """Figures of an evaluation, and the record's field that each one averages."""
+CONDITIONALS = {
+    "answer_given_drawing": ("drawing_correct", "own_answer_correct"),
+    "drawing_given_answer": ("own_answer_correct", "drawing_correct"),
+}
+"""Conditional shares, and the fields of condition and event; both are about the model's own drawing."""
 
 Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
@@ -42,9 +53,10 @@ class Evaluation:
     records: list[Record]
 
     def figures(self) -> dict[str, Estimate]:
-        """Mean over task types of each figure that any item has, with its interval."""
+        """Mean over task types of each figure that any item has, and the conditional shares, with their intervals."""
         columns = {name: by_task(self.records, field) for name, field in FIGURES.items()}
-        return {name: task_mean(column) for name, column in columns.items() if column}
+        means = {name: task_mean(column) for name, column in columns.items() if column}
+        return means | shares(self.records)
 
     def save(self, folder: Path) -> Path:
         """Writes `<step>.json` into the folder."""
@@ -62,9 +74,46 @@ def by_task(records: Iterable[Record], field: str) -> dict[str, list[float]]:
     """Values of a field by task type, records without it left out."""
     columns: dict[str, list[float]] = {}
     for record in records:
-        if record[field] is not None:
+        if record.get(field) is not None:
             columns.setdefault(record["task"], []).append(float(record[field]))
     return columns
+
+
+def pairs_by_task(records: Iterable[Record], name: str) -> dict[str, list[tuple[bool, bool]]]:
+    """Condition and event of a conditional share by task type, records that lack either left out."""
+    columns: dict[str, list[tuple[bool, bool]]] = {}
+    condition, event = CONDITIONALS[name]
+    for record in records:
+        if record.get(condition) is not None and record.get(event) is not None:
+            columns.setdefault(record["task"], []).append((record[condition], record[event]))
+    return columns
+
+
+def shares(records: Iterable[Record]) -> dict[str, Estimate]:
+    """The conditional shares over all records; one whose condition no record meets is left out."""
+    found = {name: pairs_by_task(records, name) for name in CONDITIONALS}
+    return {name: conditional(pairs) for name, pairs in found.items() if is_met(pairs)}
+
+
+def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Every figure and conditional share, with its gap to 1, as printed: over all tasks, then for each task."""
+    rows: dict[str, list[str]] = {}
+    for name, field in FIGURES.items():
+        if columns := by_task(records, field):
+            single = [columns.get(task) for task in tasks]
+            rows[name] = [str(task_mean(columns)), *(f"{sum(v) / len(v):.3f}" if v else "-" for v in single)]
+    cuts = [records, *([r for r in records if r["task"] == task] for task in tasks)]
+    found = [shares(cut) for cut in cuts]
+    for name in found[0]:
+        told = [cut.get(name) for cut in found]
+        rows[name] = [str(told[0]), *(f"{e.value:.3f}" if e else "-" for e in told[1:])]
+        rows[f"its gap to 1 ({name})"] = [f"{1 - e.value:.3f}" if e else "-" for e in told]
+    return rows
+
+
+def is_met(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> bool:
+    """Whether any item meets the condition."""
+    return any(condition for rows in pairs.values() for condition, _ in rows)
 
 
 def evaluate(
@@ -76,6 +125,8 @@ def evaluate(
     pictures: Path | None = None,
 ) -> Evaluation:
     """Draws every item's prompt and answers every item's question, once each, with the run's own sampling.
+
+    With `config.own_drawings` the question is asked about the drawing as well.
 
     Args:
         items: held-out items; what an item lacks (prompt or question) is not evaluated.
@@ -89,8 +140,8 @@ def evaluate(
         task = progress.add_task(f"evaluation at step {step}", total=len(items))
         for start in range(0, len(items), config.batch_size):
             batch = [items[i] for i in range(start, min(start + config.batch_size, len(items)))]
-            drawn = _roll("t2i", [i for i in batch if i.prompt and "draw" in policy.abilities], policy, single, seeds)
-            asked = _roll("understanding", [i for i in batch if i.question and i.answer], policy, single, seeds)
+            drawn = _draw(batch, policy, single, seeds, config.own_drawings)
+            asked = _roll("understanding", _asked(batch, config.own_drawings), policy, single, seeds)
             for number, item in enumerate(batch, start):
                 record = _record(item, drawn.get(item.id), asked.get(item.id))
                 if pictures and number < config.gallery:
@@ -98,6 +149,23 @@ def evaluate(
                 records.append(record)
             progress.advance(task, len(batch))
     return Evaluation(step, records)
+
+
+def _asked(items: Sequence[Item], own_drawings: bool) -> list[Item]:
+    """The items whose question is asked by itself: not those that have no picture but the one to be drawn."""
+    with_question = [item for item in items if item.question and item.answer]
+    return [item for item in with_question if item.image is not None or not (own_drawings and item.prompt)]
+
+
+def _draw(
+    items: Sequence[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds, ask: bool
+) -> dict[str, Trajectory]:
+    """A drawing of every item that has a prompt; with `ask` also the answer to the item's question about it."""
+    drawable = [item for item in items if item.prompt and "draw" in policy.abilities]
+    asked = [item for item in drawable if ask and item.question and item.answer]
+    known = {item.id for item in asked}
+    rest = [item for item in drawable if item.id not in known]
+    return _roll("self_improve", asked, policy, config, seeds) | _roll("t2i", rest, policy, config, seeds)
 
 
 def _roll(name: str, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> dict[str, Trajectory]:
@@ -122,7 +190,17 @@ def _record(item: Item, drawn: Trajectory | None, asked: Trajectory | None) -> R
         "image": None,
         "question_image": None,
     }
-    return record | _judged(item, drawn)
+    judged = _judged(item, drawn)
+    return record | judged | _about_own(item, drawn, judged["drawing_correct"])
+
+
+def _about_own(item: Item, drawn: Trajectory | None, drawing_correct: bool | None) -> Record:
+    """The answer about the item's own drawing; `drift` is where the model agrees with itself and the judge does not."""
+    if drawn is None or not drawn.texts:
+        return {"own_reply": None, "own_answer_correct": None, "drift": None}
+    right = is_right(drawn.texts[-1], item)
+    drift = None if drawing_correct is None else right and not drawing_correct
+    return {"own_reply": drawn.texts[-1], "own_answer_correct": right, "drift": drift}
 
 
 def _judged(item: Item, drawn: Trajectory | None) -> Record:

@@ -14,6 +14,7 @@ from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import StreamItems, TableItems, open_items
 from unison.policies import family_of, locate
+from unison.policies.tokens import LOGITS_PER_CHUNK
 from unison.rewards import load_rewards
 from unison.rows import COLUMNS
 
@@ -118,6 +119,7 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
         "reference": weight * trained if config.objective.kl_beta and not config.policy.lora_rank else 0,
         "keys and values while drawing": _cache_size(config, shape),
         "activations of a micro-batch": _activation_size(config, shape),
+        "drawings differentiated through": _relaxed_size(config, shape),
     }
     return sizes | {"sum": sum(sizes.values())}
 
@@ -144,3 +146,24 @@ def _activation_size(config: RunConfig, shape: Any) -> float:
     rows, length = _rows(config, min(config.optim.micro_batch_items, config.optim.items_per_step), shape)
     per_token = text.num_hidden_layers * (10 * text.hidden_size + 3 * text.intermediate_size)
     return float(rows * length * per_token * FLOAT[config.policy.compute_dtype])
+
+
+def _relaxed_size(config: RunConfig, shape: Any) -> float:
+    """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the language model with its
+    noise, the layers of VQ decoder and vision encoder, and a chunk of logits while it is recomputed."""
+    if not scenarios.find(config.scenario.name).relaxes:
+        return 0.0
+    vq, vision, image = shape.vq_config, shape.vision_config, config.scenario.image
+    count = min(config.optim.micro_batch_items, config.optim.items_per_step) * config.scenario.group_size
+    branches = 1 if image.guidance == 1 or image.score_conditional else 2
+    tokens = vq.num_patches**2
+    noise = FLOAT["float32"] * count * tokens * vq.num_embeddings
+    size = FLOAT[config.policy.compute_dtype]
+    painted = sum(
+        6.0 * (vq.num_res_blocks + 1) * vq.base_channels * factor * (tokens * 4**level)
+        for level, factor in enumerate(reversed(vq.channel_multiplier))
+    )  # a block keeps its two convolutions', norms' and activations' inputs
+    seen = tokens * vision.num_hidden_layers * 10 * vision.hidden_size
+    drawn = branches * tokens * shape.text_config.num_hidden_layers
+    drawn *= 10 * shape.text_config.hidden_size + 3 * shape.text_config.intermediate_size
+    return noise + count * size * (painted + seen + drawn) + 5 * FLOAT["float32"] * LOGITS_PER_CHUNK

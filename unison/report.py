@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from unison.config import RunConfig, from_json
-from unison.evaluate import Evaluation
-from unison.stats import Estimate, task_difference, task_mean
+from unison.evaluate import Evaluation, is_met, pairs_by_task
+from unison.stats import Estimate, conditional, conditional_difference, task_difference, task_mean
 
 Row: TypeAlias = dict[str, Any]
 
@@ -33,6 +33,11 @@ FIGURES = {
     "drawing_correct": "Drawing score",
     "answer_correct": "Answer accuracy",
     "format_ok": "Format rate",
+    "own_answer_correct": "Answers about own drawings",
+}
+SHARES = {  # conditional shares, and what they say
+    "answer_given_drawing": "Answer right where the drawing is",
+    "drawing_given_answer": "Drawing right where the answer is",
 }
 SECTIONS = {"reward": "Reward", "text": "Text policy", "image": "Image policy", "": "Optimiser"}
 CAPTIONS = {  # last part of a metric's key -> (title, what it is); the order is that of the page
@@ -51,7 +56,7 @@ CAPTIONS = {  # last part of a metric's key -> (title, what it is); the order is
 }
 FIELDS = (  # of a record; any but the first two may be absent or null
     *("id", "task", "prompt", "question", "answer", "reply", "image", "question_image", "drawing_reason"),
-    *FIGURES,
+    *("drift", *FIGURES),
 )
 PHASES = ("rollout", "reward", "update", "evaluation", "checkpoint")
 BY_NAME = {  # statistics of each reward, all rewards in one chart
@@ -195,6 +200,36 @@ def compare(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
     tasks = sorted(values[0])
     cuts = [("all tasks", tasks), *((task, [task]) for task in tasks)]
     return [_compare(label, [{t: side[t] for t in kept} for side in values]) for label, kept in cuts if kept]
+
+
+def compare_shares(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
+    """The conditional share over all tasks first, then by task, over the items that every side holds.
+
+    A cut in which a side has no item that meets the condition is left out.
+    """
+    by_id = [{r["id"]: r for r in side.records} for side in sides]
+    shared = [i for i in by_id[0] if all(i in records for records in by_id)] if by_id else []
+    pairs = [pairs_by_task((records[i] for i in shared), name) for records in by_id]
+    tasks = sorted(set.intersection(*map(set, pairs))) if pairs else []
+    cuts = [("all tasks", tasks), *((task, [task]) for task in tasks)]
+    chosen = [(label, [{t: side[t] for t in kept} for side in pairs]) for label, kept in cuts]
+    return [
+        Comparison(
+            label,
+            sum(map(len, kept[0].values())),
+            [conditional(side) for side in kept],
+            conditional_difference(*kept) if len(kept) == 2 else None,
+        )
+        for label, kept in chosen
+        if kept and all(map(is_met, kept))
+    ]
+
+
+def imbalance(sides: Sequence[Evaluation]) -> dict[str, list[Comparison]]:
+    """Both conditional shares, and how often the model agrees with itself where the judge does not."""
+    found = {label: compare_shares(sides, name) for name, label in SHARES.items()}
+    found["Drift: answer right, drawing wrong"] = compare(sides, "drift")
+    return {label: rows for label, rows in found.items() if rows}
 
 
 def _compare(label: str, sides: list[dict[str, list[float]]]) -> Comparison:
@@ -381,6 +416,8 @@ def _view(run: Run) -> dict[str, Any]:
         "results": results,
         "missing": _why_no_comparison(run, sides),
         "verdict": verdict(results),
+        "imbalance": imbalance(sides),
+        "has_gap": set(SHARES.values()),
         "signed": signed,
         "gallery": _gallery(run, sides),
         "questions": _questions(run, sides),

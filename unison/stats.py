@@ -1,4 +1,4 @@
-"""Means over task types with bootstrap intervals."""
+"""Means over task types, and conditional shares, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -47,3 +47,61 @@ def task_difference(before: Mapping[str, Sequence[float]], after: Mapping[str, S
     if sizes[0] != sizes[1]:
         raise ValueError(f"the evaluations hold different items, {sizes[0]} and {sizes[1]}: compare equal suites")
     return task_mean({task: np.subtract(after[task], before[task]).tolist() for task in before})
+
+
+# -- conditional shares ------------------------------------------------------------------------------------------------
+
+
+def conditional(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> Estimate:
+    """P(event | condition) over the items of all tasks, from (condition, event) pairs by task.
+
+    It is one share over all items that meet the condition, not a mean over tasks, of which some may have hardly any.
+    Items are resampled within their task; a resample in which none meets the condition is left out.
+
+    Raises:
+        ValueError: no item meets the condition.
+    """
+    share = _share(pairs)
+    if share is None:
+        raise ValueError("no item meets the condition: its share is unknown")
+    return _interval(share, _resampled_shares(pairs))
+
+
+def conditional_difference(
+    before: Mapping[str, Sequence[tuple[bool, bool]]], after: Mapping[str, Sequence[tuple[bool, bool]]]
+) -> Estimate:
+    """`after - before` of conditional shares, items of equal place resampled together.
+
+    Raises:
+        ValueError: the two hold different tasks or numbers of items, or one has no item that meets the condition.
+    """
+    sizes = [{task: len(v) for task, v in side.items()} for side in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the evaluations hold different items, {sizes[0]} and {sizes[1]}: compare equal suites")
+    first, second = _share(before), _share(after)
+    if first is None or second is None:
+        raise ValueError("no item meets the condition: its share is unknown")
+    # both start from one seed and one order of tasks, so they draw the same items
+    return _interval(second - first, _resampled_shares({t: after[t] for t in before}) - _resampled_shares(before))
+
+
+def _share(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> float | None:
+    met = [event for rows in pairs.values() for condition, event in rows if condition]
+    return sum(met) / len(met) if met else None
+
+
+def _resampled_shares(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> np.ndarray:
+    """NaN where no item meets the condition. [RESAMPLES]"""
+    rng = np.random.default_rng(0)
+    met, both = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for rows in pairs.values():
+        condition, event = np.asarray(rows, bool).T
+        drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
+        met += condition[drawn].sum(-1)
+        both += (condition & event)[drawn].sum(-1)
+    return np.divide(both, met, out=np.full(RESAMPLES, np.nan), where=met > 0)
+
+
+def _interval(value: float, resampled: np.ndarray) -> Estimate:
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    return Estimate(value, float(low), float(high))

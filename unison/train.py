@@ -37,7 +37,7 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 @dataclass(frozen=True)
 class Sample:
-    """A turn with the advantage of its trajectory."""
+    """A turn with its own advantage or its trajectory's."""
 
     turn: Turn
     advantage: float
@@ -119,7 +119,7 @@ class Trainer:
         """The optimiser steps of one rollout; groups stay whole."""
         groups = [
             [
-                Sample(turn, advantage)
+                Sample(turn, advantage if turn.advantage is None else turn.advantage)
                 for row in rows
                 if (advantage := advantages[row]) is not None
                 for turn in trajectories[row].turns

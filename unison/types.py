@@ -76,7 +76,7 @@ class Latents:
 
 
 Action: TypeAlias = Tokens | Latents
-Part: TypeAlias = "str | Image | Tokens | Latents"
+Part: TypeAlias = "str | Image | Tokens | Latents | Relaxed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,32 @@ class Context:
 
 
 @dataclass(frozen=True, eq=False)
+class Relaxed:
+    """An earlier drawing as a part of a context through which the loss of what follows is differentiated.
+
+    It describes a pass that the policy makes whenever it reads the context: the drawing's tokens go with their own
+    context through the model once more, and their one-hot rows get the gradient of a Gumbel-softmax of the logits
+    (`policies.tokens.straight_through`). What is read is exactly the drawing; only the gradient is relaxed.
+    """
+
+    context: Context
+    """What the drawing was drawn from."""
+    action: Tokens
+    """The drawing; its `sampling` says which logits are meant."""
+    temperature: float
+    """Temperature of the Gumbel-softmax, not of the sampling."""
+    seed: int
+    """Seed of the Gumbel noise."""
+
+
+@dataclass(frozen=True, eq=False)
 class Turn:
     """One call of the policy: the unit of training."""
 
     context: Context
     action: Action
+    advantage: float | None = None
+    """An advantage of its own; None takes the trajectory's. A given action that is imitated has 1."""
 
 
 @dataclass(frozen=True, eq=False)

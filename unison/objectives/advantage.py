@@ -15,7 +15,13 @@ def advantages_of(
 ) -> tuple[list[float | None], Metrics]:
     """Advantages of the configured kind; arguments and results as those of `group_advantages`."""
     compared, metrics = group_advantages(rewards, groups, config)
-    return ([1.0] * len(rewards) if config.kind == "constant" else compared), metrics
+    match config.kind:
+        case "constant":
+            return [1.0] * len(rewards), metrics
+        case "reward":
+            return list(rewards), metrics
+        case "group":
+            return compared, metrics
 
 
 def group_advantages(

@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from unison.config import PolicyConfig
 from unison.policies import causal
 from unison.policies.base import Policy, Target, by_kind, distinct
-from unison.policies.tokens import uniforms
-from unison.types import Action, Context, Modality, Part, Sampling, Tokens
+from unison.policies.tokens import exponentials, relaxed_rows, uniforms
+from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Drawn: TypeAlias = "Image | Tokens"
+Drawn: TypeAlias = "Image | Tokens | Relaxed"
 Piece: TypeAlias = "list[int] | Drawn"
 REPLY = "\x00reply\x00"  # stands for an earlier reply in the rendered chat; its ids are spliced in
 
@@ -118,7 +119,7 @@ class Janus(Policy):
     def _score(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
     ) -> list[Tensor]:
-        guided = modality == "image" and sampling.guidance != 1 and not sampling.score_conditional
+        guided = modality == "image" and _scores_guided(sampling)
         ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
         with self.autocast():
@@ -207,11 +208,52 @@ class Janus(Policy):
         return cast(str, self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def _image_features(self, images: Sequence[Drawn]) -> Tensor:
-        pixels = torch.cat([self._pixels(image) for image in images]).to(self.device)
-        features: Any = self.network.model.get_image_features(pixels.to(self.network.dtype))  # type: ignore[arg-type]
+        relaxed = [image for image in images if isinstance(image, Relaxed)]
+        realised = iter(self._relaxed_pixels(relaxed).split(1) if relaxed else ())
+        pixels = [next(realised) if isinstance(image, Relaxed) else self._pixels(image) for image in images]
+        features: Any = self.network.model.get_image_features(
+            torch.cat([p.to(self.device, self.network.dtype) for p in pixels])
+        )  # type: ignore[arg-type]
         return features.pooler_output  # [N, tokens, D]
 
-    def _pixels(self, image: Drawn) -> Tensor:
+    def _relaxed_pixels(self, drawings: Sequence[Relaxed]) -> Tensor:
+        """Pixels of drawings with the gradient of their tokens' relaxation, painted by the VQ decoder. [N, 3, H, W]"""
+        vq = self.vq
+        table = nn.functional.normalize(vq.quantize.embedding.weight, dim=-1)  # as the VQ model looks codes up
+        kinds: dict[tuple[Sampling, float], list[int]] = {}
+        for row, drawing in enumerate(drawings):
+            kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
+        codes: dict[int, Tensor] = {}
+        for (sampling, temperature), rows in kinds.items():
+            alike = self._relaxed_codes([drawings[row] for row in rows], sampling, temperature, table)
+            codes |= dict(zip(rows, alike, strict=True))
+        side = self.network.config.vq_config.num_patches  # type: ignore[union-attr]
+        flat = torch.stack([codes[row] for row in range(len(drawings))]).to(self.network.dtype)
+        return vq.decoder(vq.post_quant_conv(rearrange(flat, "n (h w) e -> n e h w", h=side)))
+
+    def _relaxed_codes(
+        self, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float, table: Tensor
+    ) -> Tensor:
+        """Codebook rows of drawings of one sampling, in one more pass of the language model. [N, L, E]"""
+        ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)
+        embed, head = self._embed_and_head("image")
+        prefixes, rows = self._prefixes([d.context for d in drawings], "image", _scores_guided(sampling))
+        hidden = causal.continuation_states(self.network.model.language_model, prefixes, rows, embed, ids)
+        conditional, unconditional = rows.split(hidden)
+        noise = exponentials([d.seed for d in drawings], (ids.shape[1], len(table)), self.device)
+        codes = relaxed_rows(
+            head,
+            conditional.flatten(0, 1),
+            ids.flatten(),
+            sampling,
+            temperature,
+            noise.flatten(0, 1),
+            table,
+            None if unconditional is None else unconditional.flatten(0, 1),
+        )
+        return codes.view(*ids.shape, -1)
+
+    def _pixels(self, image: Image | Tokens) -> Tensor:
         """Pixels as the vision encoder wants them; a drawing stays in the model and is never rounded. [1, 3, H, W]"""
         if isinstance(image, Tokens):
             return self.vq.decode(image.ids[None].to(self.device))
@@ -306,6 +348,11 @@ def _tokens(action: Action) -> Tokens:
     if not isinstance(action, Tokens):
         raise ValueError(f"the janus family acts in tokens, not in {type(action).__name__}")
     return action
+
+
+def _scores_guided(sampling: Sampling) -> bool:
+    """Whether drawings of this sampling are scored, and relaxed, with both branches of guidance."""
+    return sampling.guidance != 1 and not sampling.score_conditional
 
 
 def _is_reply(part: Part) -> bool:

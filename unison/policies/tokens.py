@@ -60,6 +60,75 @@ def step(
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
+def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
+    """One-hot rows of given draws whose gradient is that of a Gumbel-softmax of the logits.
+
+    The Gumbel noise is drawn *given that the drawn token won*, so the forward value is the draw itself, and draw and
+    gradient are distributed as if the draw had been made by the straight-through Gumbel-softmax in the first place
+    (Jang et al., arXiv 1611.01144; conditional noise: Paulus et al., arXiv 2010.04838).
+
+    Args:
+        logits: [N, V] of the distribution that the tokens were drawn from.
+        ids: [N]
+        temperature: of the softmax, above 0; lower is less biased and of higher variance.
+        exponential: [N, V] of unit rate, the noise.
+
+    Returns:
+        [N, V]; the gradient to the logits is that of softmax((log p + noise) / temperature).
+    """
+    soft = _gumbel_softmax(logits, ids, temperature, exponential)
+    return torch.nn.functional.one_hot(ids, logits.shape[-1]) + (soft - soft.detach())
+
+
+def _gumbel_softmax(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
+    logp = torch.log_softmax(logits.float(), -1)
+    with torch.no_grad():
+        log_e, chosen = exponential.log(), ids[:, None]
+        largest = log_e.gather(-1, chosen)  # minus the largest perturbed logit, which is the drawn token's
+        others = -torch.logaddexp(log_e - logp, largest)
+        noise = others.scatter(-1, chosen, -largest) - logp
+    return torch.softmax((logp + noise) / temperature, -1)
+
+
+def relaxed_rows(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    ids: Tensor,
+    sampling: Sampling,
+    temperature: float,
+    exponential: Tensor,
+    table: Tensor,
+    unconditional: Tensor | None = None,
+) -> Tensor:
+    """Rows of a table looked up by given draws, with the gradient of `straight_through` one-hots times the table.
+
+    Args:
+        temperature: of the Gumbel-softmax.
+        exponential: [N, V] noise of unit rate.
+        table: [V, E] embeddings or codebook.
+        (others as in `score`; logits are recomputed in the backward pass here too)
+
+    Returns:
+        [N, E], equal to `table[ids]`.
+    """
+
+    def of_chunk(h: Tensor, chunk_ids: Tensor, noise: Tensor, h_u: Tensor | None) -> Tensor:
+        logits = _logits(head, h, h_u, sampling) / sampling.temperature
+        return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ table.float()
+
+    rows = max(1, LOGITS_PER_CHUNK // len(table))
+    states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
+    chunks = zip(hidden.split(rows), ids.split(rows), exponential.split(rows), states_u, strict=False)
+    soft = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+    return table[ids] + (soft - soft.detach())
+
+
+def exponentials(seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+    """Exponential noise of unit rate, drawn on the CPU from each row's seed. [B, *shape]"""
+    rows = [torch.empty(shape).exponential_(generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).clamp_min(torch.finfo(torch.float32).tiny).to(device)
+
+
 def score(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
@@ -83,16 +152,21 @@ def score(
     """
 
     def of_chunk(h: Tensor, chunk_ids: Tensor, h_u: Tensor | None) -> Tensor:
-        logits = head(h).float()
-        if h_u is not None:
-            logits = guide(logits, head(h_u).float(), sampling.guidance)
-        return step(logits, sampling.temperature, ids=chunk_ids)[1]
+        return step(_logits(head, h, h_u, sampling), sampling.temperature, ids=chunk_ids)[1]
 
     rows = max(1, LOGITS_PER_CHUNK // _vocabulary(head, hidden))
     states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
     chunks = zip(hidden.split(rows), ids.split(rows), states_u, strict=False)
     parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(parts)
+
+
+def _logits(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, unconditional: Tensor | None, sampling: Sampling
+) -> Tensor:
+    """Guided where there are states of the unconditional branch, before the temperature. [N, V]"""
+    logits = head(hidden).float()
+    return logits if unconditional is None else guide(logits, head(unconditional).float(), sampling.guidance)
 
 
 def _vocabulary(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

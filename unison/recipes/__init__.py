@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from unison.config import Chain, RunConfig, pick
-from unison.recipes import corl
+from unison.recipes import corl, unirl
 
 RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "corl/tiny": corl.tiny,
@@ -25,6 +25,11 @@ RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "corl/janus-1.3b-unified": corl.janus_1_3b_unified,
     "corl/janus-pro-7b": corl.janus_pro_7b,
     "corl/janus-pro-7b-unified": corl.janus_pro_7b_unified,
+    "unirl/tiny-janus-grpo": unirl.tiny_janus_grpo,
+    "unirl/tiny-janus-sft": unirl.tiny_janus_sft,
+    "unirl/tiny-janus-sft-split": unirl.tiny_janus_sft_split,
+    "unirl/janus-pro-1b-grpo": unirl.janus_pro_1b_grpo,
+    "unirl/janus-pro-1b-sft": unirl.janus_pro_1b_sft,
 }
 DEFAULT = "corl/tiny-unified"
 """The recipe whose fields `unison train --help` lists."""

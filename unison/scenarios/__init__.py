@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unison.config import ScenarioConfig, pick
 from unison.policies.base import Policy
-from unison.scenarios import imitate, t2i, understanding, unified
+from unison.scenarios import imitate, self_improve, self_sft, t2i, understanding, unified
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory
 
@@ -22,6 +22,8 @@ class Scenario:
     fields: tuple[str, ...]
     """What every item must have."""
     summary: str
+    relaxes: bool = False
+    """Losses are differentiated through drawings, which costs memory."""
 
     def require(self, policy: Policy, item: Item) -> None:
         """Checks policy and data before training starts.
@@ -53,6 +55,25 @@ SCENARIOS = {
         ("draw", "write"),
         ("prompt", "image", "question", "reply"),
         "imitate the item's own picture and reply",
+    ),
+    "self_improve": Scenario(
+        self_improve.rollout,
+        ("draw", "write"),
+        ("prompt", "question", "answer"),
+        "draw a prompt and answer a question about that drawing, one reward",
+    ),
+    "self_sft": Scenario(
+        self_sft.end_to_end,
+        ("draw", "write"),
+        ("prompt", "question", "answer"),
+        "draw a prompt and learn the true answer about that drawing, through the drawing",
+        relaxes=True,
+    ),
+    "self_sft_split": Scenario(
+        self_sft.split,
+        ("draw", "write"),
+        ("prompt", "question", "answer"),
+        "draw a prompt, learn the true answer about that drawing, imitate drawings that were answered right",
     ),
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from unison.types import Context, Item, Part
+from unison.types import Action, Context, Item, Part
 
 T = TypeVar("T")
 
@@ -37,6 +37,11 @@ def question_context(item: Item) -> Context:
     """The item's image, if it has one, and its question."""
     parts: tuple[Part, ...] = (item.question or "",) if item.image is None else (item.image, item.question or "")
     return Context(parts)
+
+
+def own_question_context(drawing: Action, item: Item) -> Context:
+    """The item's question about a drawing of the policy's own, which stays in tokens or latents."""
+    return Context((drawing, item.question or ""))
 
 
 def prompt_context(item: Item) -> Context:
