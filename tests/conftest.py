@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import JanusForConditionalGeneration, JanusProcessor
 
     from unison.policies.janus import Janus
@@ -34,6 +35,27 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden numbers at {folder}: set UNISON_GOLDEN to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fill_golden() -> Callable[[nn.Module], None]:
+    """Fills a network's parameters by the rule of the golden numbers: normal draws seeded by the parameter's name, over
+    the root of the fan-in for matrices, a tenth around 1 for the weights of norms and around 0 for biases."""
+    import zlib
+
+    import torch
+
+    def fill(network: nn.Module) -> None:
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                draws = torch.randn(weight.shape, generator=generator)
+                if weight.ndim >= 2:
+                    weight.copy_(draws * weight[0].numel() ** -0.5)
+                else:
+                    weight.copy_(0.1 * draws + name.endswith("weight"))
+
+    return fill
 
 
 @pytest.fixture(scope="session")
