@@ -1,4 +1,4 @@
-"""The MAGVIT-v2 tokenizer against the published one: its weights' names, its numbers, and the same class at toy size."""
+"""MAGVIT-v2 against the published tokenizer: names of weights, numbers; and the same class at toy size."""
 
 from __future__ import annotations
 

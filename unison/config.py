@@ -233,6 +233,9 @@ def check(config: RunConfig) -> None:
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
         _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
+        _require(sampling.rounds >= 1, f"scenario.{name}.rounds", sampling.rounds, "at least 1")
+        first = sampling.choice_temperature
+        _require(first >= 0, f"scenario.{name}.choice_temperature", first, "at least 0 (0 is off)")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 
