@@ -80,7 +80,9 @@ def test_the_real_weights_have_the_published_names_and_shapes(golden: Path, vari
     )
     config = read_config(tmp_path)
     with torch.device("meta"):
-        network = ShowONetwork(config, PUBLISHED, CLIPVisionConfig(hidden_size=1024, num_attention_heads=16) if config.w_clip_vit else None)
+        network = ShowONetwork(
+            config, PUBLISHED, CLIPVisionConfig(hidden_size=1024, num_attention_heads=16) if config.w_clip_vit else None
+        )
     ours = {n: w for n, w in network.state_dict().items() if n.startswith(("showo.", "mm_projector."))}
     keys = published["showo_keys"] | entry["extra_keys"]
     assert {n: list(w.shape) for n, w in ours.items()} == {name: value["shape"] for name, value in keys.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import PolicyConfig
-from unison.types import Action, Context, Modality, Sampling, Tokens
+from unison.types import Action, Context, Modality, Part, Sampling, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,3 +178,43 @@ def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[i
     for row, action in enumerate(actions):
         kinds.setdefault((action.modality, action.sampling), []).append(row)
     return kinds
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(action: Action) -> Tokens:
+    """The action, which must be a discrete one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(action, Tokens):
+        raise ValueError(f"this family acts in tokens, not in {type(action).__name__}")
+    return action
+
+
+def is_reply(part: Part) -> bool:
+    """Whether a part of a context is an earlier reply of the policy's own."""
+    return isinstance(part, Tokens) and part.modality == "text"
+
+
+def sampled(modality: Modality, ids: Tensor, logp: Tensor, stop: int | None, sampling: Sampling) -> Tokens:
+    """The action of a row sampled token by token, cut after its stop token."""
+    ends = (ids == stop).nonzero() if stop is not None else ids.new_empty(0, 1)
+    length = int(ends[0]) + 1 if len(ends) else len(ids)
+    ids, logp = ids[:length].cpu(), logp[:length].float().cpu()
+    return Tokens(modality, ids, torch.arange(length), logp, torch.ones(length, dtype=torch.bool), sampling)
+
+
+def given(modality: Modality, ids: Tensor) -> Tokens:
+    """An action of tokens in order that was given, not sampled."""
+    return sampled(modality, ids, torch.zeros(len(ids)), None, Sampling())
+
+
+def own_tokens(tokenizer: Any, segment: str, text: str) -> Tensor:
+    """Which tokens of a segment of a chat are those of the text in it, not the template's. bool"""
+    start = segment.index(text.strip())  # the template may cut space at the ends
+    end = start + len(text.strip())
+    spans = tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return torch.tensor([a < end and b > start for a, b in spans])

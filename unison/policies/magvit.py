@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -85,7 +87,7 @@ class Magvit(nn.Module):
         patch = self.config.patch
         if any(side % patch for side in pixels.shape[-2:]):
             raise ValueError(f"pixels of shape {tuple(pixels.shape)}: height and width must be multiples of {patch}")
-        return self.encoder(pixels)
+        return self.encoder(pixels.to(self.encoder.conv_in.weight.dtype))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Tokens row by row. [B, 3, H, W] in [-1, 1] -> [B, h * w]"""
@@ -287,3 +289,23 @@ def _blocks(start: int, end: int, count: int, groups: int) -> nn.ModuleList:
 def _lasts(things: Sequence[object]) -> list[bool]:
     """Whether each is the last."""
     return [i == len(things) - 1 for i in range(len(things))]
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def to_pixels(image: PIL.Image.Image, side: int) -> Tensor:
+    """The centre square of a picture whose shorter side is `side` pixels. -> [3, side, side] in [-1, 1]"""
+    image = image.convert("RGB")
+    width, height = (int(side * length / min(image.size)) for length in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    square = np.asarray(image.crop((left, top, left + side, top + side)))
+    return torch.from_numpy(square.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def to_image(pixels: Tensor) -> PIL.Image.Image:
+    """[3, H, W] near [-1, 1] -> picture; fractions of a grey level are cut off, as upstream."""
+    levels = ((pixels.float() + 1) / 2).clamp(0, 1) * 255
+    return PIL.Image.fromarray(levels.byte().permute(1, 2, 0).cpu().numpy())

@@ -180,7 +180,7 @@ def read_network(path: str, dtype: torch.dtype) -> ShowONetwork:
     with torch.device("meta"):
         network = ShowONetwork(config, read_magvit_config(tokenizer_folder), vision)
     _fill(network, {"showo.", "mm_projector."}, folder, dtype)
-    _fill(network.image_tokenizer, {""}, tokenizer_folder, dtype)
+    _fill(network.image_tokenizer, {""}, tokenizer_folder, torch.float32)  # rounding would flip signs
     if tower is not None:
         network.vision = CLIPVisionModel.from_pretrained(tower, dtype=dtype)
     # constants that no checkpoint holds; in float32, for rounded frequencies turn far positions by visibly other angles
