@@ -620,3 +620,43 @@ def test_through_clip_everyone_sees_the_image_and_only_it(clip: ShowO) -> None:
 def test_a_policy_that_reads_through_clip_is_saved_whole(clip: ShowO, tmp_path: Path) -> None:
     clip.save(tmp_path / "clip")
     same(clip, cast(ShowO, load_policy(PolicyConfig(str(tmp_path / "clip")))))
+
+
+# -- scoring a part of the rounds ------------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_rounds_has_the_gradient_of_all_on_average(showo: ShowO) -> None:
+    """Exactly: the mean over every choice of one round from each run."""
+    context, drawing = Context((SHORT,)), own_drawing(showo)
+    expected = gradients(showo, showo([context], [drawing]))
+    choices: dict[tuple[bool, ...], Tensor] = {}
+    for seed in range(200):
+        wanted, weight = masked.some_rounds(drawing.order, drawing.mask, 2, seed)
+        assert len(drawing.order[wanted].unique()) == 2
+        choices[tuple(wanted.tolist())] = weight
+    assert len(choices) == 9  # 6 rounds in 2 runs of 3
+    mean: dict[str, Tensor] = {}
+    for wanted, weight in choices.items():
+        logp = showo([context], [replace(drawing, mask=torch.tensor(wanted))])[0]
+        for name, gradient in gradients(showo, [logp * weight]).items():
+            mean[name] = mean.get(name, torch.zeros_like(gradient)) + gradient / len(choices)
+    assert_same_gradients(mean, expected)
+
+
+def test_a_part_of_the_rounds_depends_on_the_drawing_and_the_seed_alone(showo: ShowO) -> None:
+    drawings = showo.draw([Context((SHORT,))] * 8, DRAWING, range(8))
+    together, _ = showo.thin(drawings, 2, seed=3)
+    alone = [showo.thin([d], 2, seed=3)[0][0] for d in drawings]
+    other, _ = showo.thin(drawings, 2, seed=4)
+    masks = [[a.mask.tolist() for a in actions] for actions in (together, alone, other)]
+    assert masks[0] == masks[1] != masks[2]
+
+
+def test_all_rounds_and_replies_are_left_as_they_are(showo: ShowO) -> None:
+    actions = [own_drawing(showo), own_reply(showo)]
+    for rounds in (0, 6, 100):
+        thinned, weights = showo.thin(actions, rounds, seed=0)
+        for action, before, weight in zip(thinned, actions, weights, strict=True):
+            assert torch.equal(action.mask, before.mask)
+            assert torch.equal(weight, before.mask.float())
+    assert showo.thin(actions, 1, seed=0)[0][1].mask.all()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from unison.config import AdvantageConfig, ObjectiveConfig, PolicyConfig, RunConfig
+from unison.policies import masked
 from unison.policies.showo import ShowO
 from unison.recipes import corl
 from unison.train import Trainer
@@ -148,3 +149,23 @@ def test_the_policy_judges_drawings_by_its_own_hidden_states(checkpoint: Path, t
     config = replace(small(checkpoint, tmp_path / "run"), rewards={"matching": 1.0})
     row = rows(Trainer(config).train())[0]
     assert 0 < row["reward/mean"] < 1
+
+
+def test_a_step_on_a_part_of_the_rounds_reads_as_many_canvases(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[int, int] = {}
+    states = masked.Reader.states
+
+    def counted(self: masked.Reader, canvas: torch.Tensor, rows: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            read[count] = read.get(count, 0) + len(canvas)
+        return states(self, canvas, rows)
+
+    monkeypatch.setattr(masked.Reader, "states", counted)
+    for count in (0, 2):
+        config = small(checkpoint, tmp_path / str(count), "t2i")
+        run = trainer_of(replace(config, optim=replace(config.optim, scored_rounds=count))).train()
+        assert rows(run)[0]["image/ratio"] == pytest.approx(1, abs=1e-4)
+        assert rows(run)[0]["image/grad_norm"] > 0
+    assert read == {0: 5 * 16, 2: 2 * 16}

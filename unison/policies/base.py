@@ -54,6 +54,14 @@ class Policy(nn.Module):
         """Log-probability [L] of every decision of every action, differentiable."""
         raise NotImplementedError
 
+    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
+        """The actions with fewer decisions to score, and what every decision [L] is to be weighted with in their place.
+
+        A family whose scoring costs a pass for each of several rounds leaves out all but `rounds` of them, at random by
+        `seed` and the action itself, so that weighted sums are unbiased. Others, and 0, leave the actions as they are.
+        """
+        return list(actions), [action.mask.float() for action in actions]
+
     def encode(self, targets: Sequence[Target]) -> list[Tokens]:
         """The actions that would have produced the given texts or images."""
         raise NotImplementedError

@@ -281,6 +281,33 @@ def score(
     return flat.new_zeros(codes.numel()).index_put((torch.cat(places),), flat).view_as(codes)
 
 
+def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A random part of a drawing's rounds, to be scored in place of all at a fraction of the cost.
+
+    The rounds are cut into `count` runs of nearly equal length, and one is taken from each. Its decisions weigh as much
+    as its run is long, so sums over decisions and their gradients are unbiased.
+
+    Args:
+        order: [N] the round of each decision.
+        mask: [N] bool, decisions that are trained.
+        count: rounds to keep.
+        seed: of the choice.
+
+    Returns:
+        the decisions to score [N] bool and their weights [N], 0 where left out.
+    """
+    rounds = order[mask].unique()
+    if count >= len(rounds):
+        return mask, mask.float()
+    generator = torch.Generator().manual_seed(seed)
+    runs = rounds.tensor_split(count)
+    weights = torch.zeros(len(order))
+    for run in runs:
+        taken = run[torch.randint(len(run), (1,), generator=generator)]
+        weights[mask & (order == taken)] = len(run)
+    return weights > 0, weights
+
+
 def _canvases(order: Tensor, wanted: Tensor) -> Tensor:
     """The (row, round) pairs that have a decision to score. [C, 2]"""
     row = torch.arange(len(order), device=order.device)[:, None].expand_as(order)

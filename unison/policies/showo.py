@@ -16,8 +16,9 @@ codes, never through pixels (unless the checkpoint reads images through CLIP). C
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -257,6 +258,18 @@ class ShowO(Policy):
             scored = score([contexts[row] for row in rows], [tokens_of(actions[row]) for row in rows], sampling)
             logps |= dict(zip(rows, scored, strict=True))
         return [logps[row] for row in range(len(actions))]
+
+    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
+        thinned: list[Action] = []
+        weights: list[Tensor] = []
+        for action in map(tokens_of, actions):
+            mask, weight = action.mask, action.mask.float()
+            if rounds and action.modality == "image":
+                own = zlib.crc32(action.ids.numpy().tobytes(), seed)
+                mask, weight = masked.some_rounds(action.order, action.mask, rounds, own)
+            thinned.append(replace(action, mask=mask))
+            weights.append(weight)
+        return thinned, weights
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
