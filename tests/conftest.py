@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import JanusForConditionalGeneration, JanusProcessor
 
     from unison.policies.janus import Janus
+    from unison.policies.showo import ShowO
 
 # Before any test imports a Hugging Face library, which reads it once. Nothing in the tests needs the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +36,27 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no golden numbers at {folder}: set UNISON_GOLDEN to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fill_golden() -> Callable[[nn.Module], None]:
+    """Fills a network's parameters by the rule of the golden numbers: normal draws seeded by the parameter's name, over
+    the root of the fan-in for matrices, a tenth around 1 for the weights of norms and around 0 for biases."""
+    import zlib
+
+    import torch
+
+    def fill(network: nn.Module) -> None:
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                draws = torch.randn(weight.shape, generator=generator)
+                if weight.ndim >= 2:
+                    weight.copy_(draws * weight[0].numel() ** -0.5)
+                else:
+                    weight.copy_(0.1 * draws + name.endswith("weight"))
+
+    return fill
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +105,57 @@ def make_policy(tiny_janus: tuple[JanusForConditionalGeneration, JanusProcessor]
 def policy(make_policy: Callable[..., Janus]) -> Janus:
     """A policy whose weights no test may change."""
     return make_policy()
+
+
+@pytest.fixture(scope="session")
+def tiny_showo() -> ShowO:
+    """The real Show-o at toy size, random, with weights so large that every part of a context matters."""
+    import torch
+
+    from unison.config import PolicyConfig
+    from unison.policies.magvit import MagvitConfig
+    from unison.policies.showo import ShowO
+    from unison.policies.showo_net import PhiSizes, ShowOConfig, ShowONetwork
+    from unison.world.pretrain import CorpusConfig, build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(CorpusConfig())
+    config = ShowOConfig(
+        w_clip_vit=False,
+        llm_vocab_size=len(tokenizer),
+        codebook_size=64,
+        num_vq_tokens=36,
+        max_seq_length=40,
+        phi=PhiSizes(64, 128, 2, 4),
+    )
+    levels = (1, 1, 1, 1)
+    painter = MagvitConfig(8, 4, 6, levels, levels, levels, levels)
+    network = ShowONetwork(config, painter).eval()
+    with torch.no_grad():
+        for name, weight in network.showo.named_parameters():
+            if weight.ndim == 2:
+                weight.normal_(0, 1.0 if "embed" in name else 0.2)
+    return ShowO(network, tokenizer, PolicyConfig("tiny"))
+
+
+@pytest.fixture(scope="session")
+def make_showo(tiny_showo: ShowO) -> Callable[..., ShowO]:
+    """Makes a Show-o of its own weights, equal to the others' at first; fields of PolicyConfig by keyword."""
+    import copy
+
+    from unison.config import PolicyConfig
+    from unison.policies.showo import ShowO
+
+    def make(**fields: Any) -> ShowO:
+        return ShowO(copy.deepcopy(tiny_showo.network), tiny_showo.tokenizer, PolicyConfig("tiny", **fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def showo(make_showo: Callable[..., ShowO]) -> ShowO:
+    """A Show-o whose weights no test may change."""
+    return make_showo()
 
 
 @pytest.fixture(scope="session")

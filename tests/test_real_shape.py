@@ -98,7 +98,7 @@ def rows_of_the_real_columns(path: Path, count: int = 32) -> Path:
         question, choice, png = ask(rng, description, scene), i % 2, io.BytesIO()
         render(scene).resize((256, 256)).save(png, "PNG")
         row = {"prompt": description.prompt, "real_image": {"bytes": png.getvalue(), "path": f"{i}.png"}}
-        row |= {"qa_problem": question.multiple_choice() if choice else question.text}
+        row |= {"qa_problem": question.asked(choice)}
         row |= {"qa_solution": f"<answer> {question.letter if choice else question.answer} </answer>"}
         rows.append(row | {"qa_type": "multiple_choice" if choice else "open_ended"})
     pq.write_table(pa.Table.from_pylist(rows), path)

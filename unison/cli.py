@@ -25,7 +25,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
-  unison pretrain janus                        make the bundled tiny model from scratch
+  unison pretrain janus                        make the bundled tiny model from scratch (or showo)
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -328,13 +328,17 @@ def merge(words: Sequence[str]) -> None:
 
 
 def pretrain(words: Sequence[str]) -> None:
-    """`pretrain janus`"""
-    if not words or words[0] not in ("janus", "--help", "-h"):
-        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of janus")
+    """`pretrain janus` and `pretrain showo`"""
+    if not words or words[0] not in ("janus", "showo", "--help", "-h"):
+        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of janus, showo")
     from unison.world.pretrain import PretrainConfig, pretrain_janus
+    from unison.world.pretrain_showo import pretrain_showo
 
-    rest = list(words[1:]) if words[0] == "janus" else list(words)
-    print(pretrain_janus(tyro.cli(PretrainConfig, args=rest, prog="unison pretrain janus")))
+    family = words[0] if words[0] in ("janus", "showo") else "janus"
+    rest = list(words[1:]) if words[0] == family else list(words)
+    default = PretrainConfig(out=Path(f"runs/pretrain-{family}"))
+    config = tyro.cli(PretrainConfig, args=rest, prog=f"unison pretrain {family}", default=default)
+    print((pretrain_showo if family == "showo" else pretrain_janus)(config))
 
 
 def recipes(words: Sequence[str]) -> None:

@@ -126,6 +126,9 @@ class OptimConfig:
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
+    scored_rounds: int = 0
+    """Rounds of a masked decoding that are scored for each drawing, at random and with weights that keep the gradient
+    unbiased; 0 scores all."""
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
     learning_rate: float = 1e-6
@@ -242,11 +245,15 @@ def check(config: RunConfig) -> None:
         config.scenario.relax_temperature,
         "above 0",
     )
+    _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
         _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
+        _require(sampling.rounds >= 1, f"scenario.{name}.rounds", sampling.rounds, "at least 1")
+        first = sampling.choice_temperature
+        _require(first >= 0, f"scenario.{name}.choice_temperature", first, "at least 0 (0 is off)")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 

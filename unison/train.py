@@ -163,7 +163,10 @@ class Trainer:
                 yield chunk
 
     def _batch(self, samples: Sequence[Sample], modality: Modality, total: Totals) -> TurnBatch:
-        contexts, actions = [s.turn.context for s in samples], [s.turn.action for s in samples]
+        contexts, whole = [s.turn.context for s in samples], [s.turn.action for s in samples]
+        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, self.config.objective)
+        optim = self.config.optim
+        actions, shares = self.policy.thin(whole, optim.scored_rounds, self.config.seed + self.step)
         reference = None
         if self.config.objective.kl_beta:
             with torch.no_grad(), self.policy.reference():
@@ -176,7 +179,7 @@ class Trainer:
             reference_logp=reference,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
-            weight=decision_weights(mask, modality, total, self.config.objective),
+            weight=(weight * pad_stack(shares)).to(logp.device),
         )
 
     def _apply(self, informative: bool) -> Metrics:

@@ -35,6 +35,11 @@ class Sampling:
     """Score the conditional branch alone though guidance was used in sampling (the CoRL authors' code does)."""
     max_tokens: int = 512
     """Longest text reply in tokens; drawings have the length their model fixes."""
+    rounds: int = 18
+    """Rounds of masked decoding in which a drawing is decided; models that draw token by token have no use for it."""
+    choice_temperature: float = 1.0
+    """Weight of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round, and
+    0 decides the most confident."""
 
 
 @dataclass(frozen=True, eq=False)

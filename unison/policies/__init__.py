@@ -10,8 +10,14 @@ from pathlib import Path
 from unison.config import PolicyConfig
 from unison.policies.base import Policy
 
-FAMILIES = {"janus": "unison.policies.janus:Janus.load", "multi_modality": "unison.policies.janus_deepseek:load"}
-"""What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout."""
+FAMILIES = {
+    "janus": "unison.policies.janus:Janus.load",
+    "multi_modality": "unison.policies.janus_deepseek:load",
+    "showo": "unison.policies.showo:ShowO.load",
+    "Showo": "unison.policies.showo:ShowO.load",
+}
+"""What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
+that Show-o's published configurations, which have no `model_type`, name instead."""
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -39,7 +45,7 @@ def locate(path: str) -> str:
 
 
 def family_of(path: str) -> str:
-    """The family named by `model_type` in the checkpoint's config.json.
+    """The family named in the checkpoint's config.json: by `model_type`, or else by `_class_name`, `diffusers`' name.
 
     Raises:
         ValueError: the file cannot be fetched or read, or names a family that Unison does not carry.
@@ -52,7 +58,8 @@ def family_of(path: str) -> str:
             from huggingface_hub import hf_hub_download
 
             text = Path(hf_hub_download(path, "config.json")).read_text()
-        family = json.loads(text).get("model_type")
+        raw = json.loads(text)
+        family = raw.get("model_type") or raw.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"policy.path = {path!r}: cannot read its config.json ({error})") from error
     if family not in FAMILIES:

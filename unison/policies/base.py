@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import PolicyConfig
-from unison.types import Action, Context, Modality, Sampling, Tokens
+from unison.types import Action, Context, Modality, Part, Sampling, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,7 @@ class Policy(nn.Module):
 
     family: ClassVar[str]
     abilities: ClassVar[frozenset[str]]
-    """Subset of {"write", "draw", "edit"}."""
+    """Subset of {"write", "draw", "edit", "relax drawings"}; the last is to read a `Relaxed` part of a context."""
 
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
@@ -53,6 +53,14 @@ class Policy(nn.Module):
     def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
         """Log-probability [L] of every decision of every action, differentiable."""
         raise NotImplementedError
+
+    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
+        """The actions with fewer decisions to score, and what every decision [L] is to be weighted with in their place.
+
+        A family whose scoring costs a pass for each of several rounds leaves out all but `rounds` of them, at random by
+        `seed` and the action itself, so that weighted sums are unbiased. Others, and 0, leave the actions as they are.
+        """
+        return list(actions), [action.mask.float() for action in actions]
 
     def encode(self, targets: Sequence[Target]) -> list[Tokens]:
         """The actions that would have produced the given texts or images."""
@@ -178,3 +186,43 @@ def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[i
     for row, action in enumerate(actions):
         kinds.setdefault((action.modality, action.sampling), []).append(row)
     return kinds
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(action: Action) -> Tokens:
+    """The action, which must be a discrete one.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(action, Tokens):
+        raise ValueError(f"this family acts in tokens, not in {type(action).__name__}")
+    return action
+
+
+def is_reply(part: Part) -> bool:
+    """Whether a part of a context is an earlier reply of the policy's own."""
+    return isinstance(part, Tokens) and part.modality == "text"
+
+
+def sampled(modality: Modality, ids: Tensor, logp: Tensor, stop: int | None, sampling: Sampling) -> Tokens:
+    """The action of a row sampled token by token, cut after its stop token."""
+    ends = (ids == stop).nonzero() if stop is not None else ids.new_empty(0, 1)
+    length = int(ends[0]) + 1 if len(ends) else len(ids)
+    ids, logp = ids[:length].cpu(), logp[:length].float().cpu()
+    return Tokens(modality, ids, torch.arange(length), logp, torch.ones(length, dtype=torch.bool), sampling)
+
+
+def given(modality: Modality, ids: Tensor) -> Tokens:
+    """An action of tokens in order that was given, not sampled."""
+    return sampled(modality, ids, torch.zeros(len(ids)), None, Sampling())
+
+
+def own_tokens(tokenizer: Any, segment: str, text: str) -> Tensor:
+    """Which tokens of a segment of a chat are those of the text in it, not the template's. bool"""
+    start = segment.index(text.strip())  # the template may cut space at the ends
+    end = start + len(text.strip())
+    spans = tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return torch.tensor([a < end and b > start for a, b in spans])

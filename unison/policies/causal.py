@@ -82,10 +82,21 @@ class Prefixed:
         return [row[seen] for row, seen in zip(self.hidden, self.visible, strict=True)]
 
 
-def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor], keep: bool = True) -> Prefixed:
-    """Sends P prefixes, each [S_p, D] embeddings, through the network in one left-padded batch.
+def run_prefixes(
+    network: nn.Module,
+    prefixes: Sequence[Tensor],
+    open_to_all: Sequence[Tensor] = (),
+    end: int | None = None,
+    keep: bool = True,
+) -> Prefixed:
+    """Sends P prefixes through the network in one left-padded batch.
 
-    Without `keep` no row can continue them and only the states are held, not every layer's keys and values.
+    Args:
+        network: a `transformers` decoder over input embeddings.
+        prefixes: each [S_p, D] embeddings.
+        open_to_all: each [S_p] bool, True at positions that earlier ones may attend to as well; none where left out.
+        end: the position that follows every prefix; where left out, positions of every prefix start at 0.
+        keep: without it no row can continue them and only the states are held, not every layer's keys and values.
     """
     lengths = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
     embeds = pad_sequence(list(prefixes), batch_first=True, padding_side="left")  # [P, S, D]
@@ -93,14 +104,18 @@ def run_prefixes(network: nn.Module, prefixes: Sequence[Tensor], keep: bool = Tr
     at = torch.arange(size, device=embeds.device)
     visible = at >= size - lengths[:, None]  # [P, S]
     causal = (at[:, None] >= at) & visible[:, None]  # [P, S, S]
+    if open_to_all:
+        causal |= pad_sequence(list(open_to_all), batch_first=True, padding_side="left")[:, None]
     causal |= torch.eye(size, dtype=torch.bool, device=embeds.device)  # a pad sees itself: no empty row, no NaN
-    positions = (at - (size - lengths[:, None])).clamp_min(0)
+    ends = lengths if end is None else torch.full_like(lengths, end)
+    positions = (at - size + ends[:, None]).clamp_min(0)
     cache = PrefixCache()
-    hidden = _pass(network, embeds, causal[:, None], positions, cache if keep else None)
+    hidden = run(network, embeds, causal[:, None], positions, cache if keep else None)
     return Prefixed(cache, hidden, visible, lengths)
 
 
-def _pass(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache | None) -> Tensor:
+def run(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache | None) -> Tensor:
+    """One pass of the decoder: embeddings [B, S, D], 4-D bool mask, positions [B, S] -> last states [B, S, D]."""
     return network(
         inputs_embeds=embeds,
         attention_mask=mask,
@@ -140,6 +155,7 @@ def sample(
     sampling: Sampling,
     u: Tensor,
     stop: int | None = None,
+    open_to_all: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
@@ -152,11 +168,12 @@ def sample(
         sampling: temperature and guidance.
         u: uniform numbers [B, L]; L is the longest continuation.
         stop: id that ends a row, None for continuations of fixed length.
+        open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
     """
-    done = run_prefixes(network, prefixes)
+    done = run_prefixes(network, prefixes, open_to_all)
     branches = rows.branches()
     hidden = done.last[branches]
     ids: list[Tensor] = []
@@ -210,19 +227,14 @@ class _Forward:
         self.steps += 1
         # always a 4-D mask: else `transformers` asks the cache for one
         mask = self.visible[:, None, None, : self.filled + self.steps]
-        return _pass(self.network, x[:, None], mask, positions, self.cache)[:, -1]
+        return run(self.network, x[:, None], mask, positions, self.cache)[:, -1]
 
 
 def _decide(
     head: Callable[[Tensor], Tensor], hidden: Tensor, rows: Rows, sampling: Sampling, u: Tensor
 ) -> tuple[Tensor, Tensor]:
     conditional, unconditional = rows.split(head(hidden).float())
-    if unconditional is None:
-        return tokens.step(conditional, sampling.temperature, u)
-    guided = tokens.guide(conditional, unconditional, sampling.guidance)
-    ids, logp = tokens.step(guided, sampling.temperature, u)
-    if sampling.score_conditional:
-        logp = tokens.step(conditional, sampling.temperature, ids=ids)[1]
+    ids, logp, _ = tokens.draw(conditional, unconditional, sampling, lambda logp: tokens.pick(logp, u))
     return ids, logp
 
 
@@ -235,6 +247,7 @@ def score(
     sampling: Sampling,
     ids: Tensor,
     mask: Tensor,
+    open_to_all: Sequence[Tensor] = (),
 ) -> Tensor:
     """Log-probabilities of given continuations, differentiable.
 
@@ -246,7 +259,8 @@ def score(
     Returns:
         [B, L] float32, 0 at padding.
     """
-    hidden = continuation_states(network, prefixes, rows, embed, ids)
+    done = run_prefixes(network, prefixes, open_to_all)
+    hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
     flat = tokens.score(
         head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
@@ -255,10 +269,9 @@ def score(
 
 
 def continuation_states(
-    network: nn.Module, prefixes: Sequence[Tensor], rows: Rows, embed: Callable[[Tensor], Tensor], ids: Tensor
+    network: nn.Module, done: Prefixed, rows: Rows, embed: Callable[[Tensor], Tensor], ids: Tensor
 ) -> Tensor:
     """The states that predict each given token, for all branches. [B or 2B, L, D]"""
-    done = run_prefixes(network, prefixes)
     branches = rows.branches()
     first = done.last[branches, None]
     length = ids.shape[1] - 1  # the last token is predicted but never read
@@ -270,5 +283,5 @@ def continuation_states(
     before = done.visible[branches, None].expand(-1, length, -1)
     positions = done.lengths[branches, None] + at
     embeds = rows.repeat(embed(ids[:, :-1]))
-    later = _pass(network, embeds, torch.cat([before, own], -1)[:, None], positions, done.cache)
+    later = run(network, embeds, torch.cat([before, own], -1)[:, None], positions, done.cache)
     return torch.cat([first, later], 1)

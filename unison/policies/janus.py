@@ -21,7 +21,17 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from unison.config import PolicyConfig
 from unison.policies import causal
-from unison.policies.base import Policy, Target, by_kind, distinct
+from unison.policies.base import (
+    Policy,
+    Target,
+    by_kind,
+    distinct,
+    given,
+    is_reply,
+    own_tokens,
+    sampled,
+    tokens_of,
+)
 from unison.policies.tokens import exponentials, relaxed_rows, uniforms
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
@@ -52,7 +62,7 @@ class Janus(Policy):
     """The Janus family (arXiv 2410.13848, 2501.17811)."""
 
     family = "janus"
-    abilities = frozenset({"write", "draw"})
+    abilities = frozenset({"write", "draw", "relax drawings"})
     network: JanusForConditionalGeneration
 
     def __init__(self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig) -> None:
@@ -106,12 +116,12 @@ class Janus(Policy):
             ids, logp = causal.sample(
                 self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
             )
-        return [_action(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
+        return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
     def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
         logps: dict[int, Tensor] = {}
         for (modality, sampling), rows in by_kind(actions).items():
-            tokens = [_tokens(actions[row]) for row in rows]
+            tokens = [tokens_of(actions[row]) for row in rows]
             scored = self._score([contexts[row] for row in rows], tokens, sampling, modality)
             logps |= dict(zip(rows, scored, strict=True))
         return [logps[row] for row in range(len(actions))]
@@ -165,8 +175,8 @@ class Janus(Policy):
     def _pieces(self, context: Context, modality: Modality) -> list[Piece]:
         """A context up to where the policy starts to write or draw: runs of ids, and images between them."""
         tokenizer = self.tokenizer
-        replies = [part for part in context.parts if _is_reply(part)]
-        images = [part for part in context.parts if not isinstance(part, str) and not _is_reply(part)]
+        replies = [part for part in context.parts if is_reply(part)]
+        images = [part for part in context.parts if not isinstance(part, str) and not is_reply(part)]
         text = self.chat(context) + (tokenizer.boi_token if modality == "image" else "")
         text = text.replace(f" {REPLY}", REPLY)  # a reply follows the colon directly and brings its own space
         pieces: list[Piece] = []
@@ -201,7 +211,7 @@ class Janus(Policy):
                 raise ValueError(
                     f"text {part!r} holds {self.tokenizer.image_token!r}: give images as parts of the context"
                 )
-            role = "assistant" if _is_reply(part) else "user"
+            role = "assistant" if is_reply(part) else "user"
             if not messages or messages[-1]["role"] != role:
                 messages.append({"role": role, "content": []})
             messages[-1]["content"].append(_chat_part(part, role))
@@ -238,7 +248,8 @@ class Janus(Policy):
         ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)
         embed, head = self._embed_and_head("image")
         prefixes, rows = self._prefixes([d.context for d in drawings], "image", _scores_guided(sampling))
-        hidden = causal.continuation_states(self.network.model.language_model, prefixes, rows, embed, ids)
+        done = causal.run_prefixes(self.network.model.language_model, prefixes)
+        hidden = causal.continuation_states(self.network.model.language_model, done, rows, embed, ids)
         conditional, unconditional = rows.split(hidden)
         noise = exponentials([d.seed for d in drawings], (ids.shape[1], len(table)), self.device)
         codes = relaxed_rows(
@@ -275,10 +286,7 @@ class Janus(Policy):
     def _own_tokens(self, context: Context, text: str) -> Tensor:
         """Which of the tokens after the context's image are the text's own, not the template's. bool"""
         segment = self.chat(context).rpartition(self.tokenizer.image_token)[2]
-        start = segment.index(text.strip())  # the template may cut space at the ends
-        end = start + len(text.strip())
-        spans = self.tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return torch.tensor([a < end and b > start for a, b in spans], device=self.device)
+        return own_tokens(self.tokenizer, segment, text).to(self.device)
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
@@ -292,16 +300,16 @@ class Janus(Policy):
 
     def _encode_text(self, text: str) -> Tokens:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        return _given("text", torch.tensor([*ids, self.tokenizer.eos_token_id]))
+        return given("text", torch.tensor([*ids, self.tokenizer.eos_token_id]))
 
     def _image_tokens(self, pictures: Sequence[Image]) -> list[Tokens]:
         pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
         ids = self.vq.encode(pixels).image_tokens
-        return [_given("image", row) for row in ids.view(len(pictures), -1)]
+        return [given("image", row) for row in ids.view(len(pictures), -1)]
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        tokens = [_tokens(action) for action in actions]
+        tokens = [tokens_of(action) for action in actions]
         drawings = [action.ids for action in tokens if action.modality == "image"]
         pictures = iter(self._pictures(torch.stack(drawings)) if drawings else ())
         return [next(pictures) if action.modality == "image" else self._text(action) for action in tokens]
@@ -344,19 +352,9 @@ def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGenerati
     return network.eval()
 
 
-def _tokens(action: Action) -> Tokens:
-    if not isinstance(action, Tokens):
-        raise ValueError(f"the janus family acts in tokens, not in {type(action).__name__}")
-    return action
-
-
 def _scores_guided(sampling: Sampling) -> bool:
     """Whether drawings of this sampling are scored, and relaxed, with both branches of guidance."""
     return sampling.guidance != 1 and not sampling.score_conditional
-
-
-def _is_reply(part: Part) -> bool:
-    return isinstance(part, Tokens) and part.modality == "text"
 
 
 def _segments(text: str, markers: Sequence[str]) -> list[tuple[str, str]]:
@@ -369,16 +367,3 @@ def _chat_part(part: Part, role: str) -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "text", "text": REPLY} if role == "assistant" else {"type": "image"}
-
-
-def _action(modality: Modality, ids: Tensor, logp: Tensor, stop: int | None, sampling: Sampling) -> Tokens:
-    """Cuts a sampled row after its stop token."""
-    ends = (ids == stop).nonzero() if stop is not None else ids.new_empty(0, 1)
-    length = int(ends[0]) + 1 if len(ends) else len(ids)
-    ids, logp = ids[:length].cpu(), logp[:length].float().cpu()
-    return Tokens(modality, ids, torch.arange(length), logp, torch.ones(length, dtype=torch.bool), sampling)
-
-
-def _given(modality: Modality, ids: Tensor) -> Tokens:
-    """An action that was given, not sampled."""
-    return _action(modality, ids, torch.zeros(len(ids)), None, Sampling())

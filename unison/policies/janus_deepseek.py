@@ -10,12 +10,11 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
@@ -32,6 +31,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from unison.config import PolicyConfig, pick
 from unison.policies.janus import CHAT_TEMPLATE, Janus
+from unison.policies.weights import Report, fetch, find_files, read_headers, read_state
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +103,7 @@ RENAMES = {
 DROPPED = rf"{VISION}attn_pool\..+|{VQ}quantize\.codebook_used|language_model\..+\.rotary_emb\.inv_freq"
 """Weights that the model does not use: the encoder's pooling head, a training statistic, a constant."""
 
-CONVERSION = (
-    "import sys, torch, pathlib; from safetensors.torch import save_file; "
-    "[save_file({k: v.contiguous().clone() for k, v in torch.load(f, weights_only=True).items()}, "
-    "f.with_suffix('.safetensors')) for f in pathlib.Path(sys.argv[1]).glob('pytorch_model*.bin')]"
-)
+ALTERNATIVE = "use the same model in transformers format, such as deepseek-community/Janus-Pro-1B"
 
 
 def load(path: str, config: PolicyConfig) -> Janus:
@@ -118,7 +114,7 @@ def load(path: str, config: PolicyConfig) -> Janus:
             configuration of other parts than the published ones; a tokenizer without the family's tokens.
     """
     try:
-        folder = _folder(path)
+        folder = fetch(path)
         settings = read_config(folder)
         processor = read_processor(folder, settings)
         network = read_network(folder, settings, processor, config)
@@ -250,29 +246,6 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Report:
-    """Every weight of a checkpoint that does not simply become one of the network's."""
-
-    missing: tuple[str, ...]
-    """`transformers` names that no weight of the checkpoint becomes."""
-    unexpected: tuple[str, ...]
-    """DeepSeek names that become no weight of the network."""
-    misshapen: tuple[str, ...]
-    """DeepSeek names with the shape found and the shape wanted."""
-    dropped: tuple[str, ...]
-    """DeepSeek names that are left out on purpose."""
-
-    def __str__(self) -> str:
-        """What stands in the way of loading, a line per key."""
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "misshapen": self.misshapen}
-        return "\n".join(f"  {kind}: {key}" for kind, keys in kinds.items() for key in keys)
-
-    def __bool__(self) -> bool:
-        """Whether anything does."""
-        return bool(self.missing or self.unexpected or self.misshapen)
-
-
 def convert(key: str, tensor: Tensor) -> dict[str, Tensor]:
     """The network's weights that one weight of the checkpoint becomes: three if fused, none if unknown."""
     target = next((re.sub(old, new, key) for old, new in RENAMES.items() if re.fullmatch(old, key)), None)
@@ -309,8 +282,8 @@ def read_network(
         ValueError: pickled weights, or weights missing, unexpected or of the wrong shape.
     """
     ids = _token_ids(settings, processor)
-    opened = [safe_open(file, "pt") for file in _files(folder)]
-    headers = {key: torch.empty(f.get_slice(key).get_shape(), device="meta") for f in opened for key in f.keys()}  # noqa: SIM118
+    files = find_files(folder, ALTERNATIVE)
+    headers = read_headers(files)
     with torch.device("meta"):
         report = compare(headers, JanusForConditionalGeneration(settings))
     if report:
@@ -318,10 +291,8 @@ def read_network(
     if report.dropped:
         log.info("%s: weights that Janus does not use were dropped: %s", folder, ", ".join(report.dropped))
     state: dict[str, Tensor] = {}
-    for file in opened:
-        for key in file.keys():  # noqa: SIM118
-            if key not in report.dropped:
-                state |= convert(key, file.get_tensor(key))
+    for key, tensor in read_state(files, report.dropped).items():
+        state |= convert(key, tensor)
     network: Any = JanusForConditionalGeneration.from_pretrained(
         None, config=settings, state_dict=state, dtype=getattr(torch, config.dtype)
     )
@@ -336,22 +307,3 @@ def _token_ids(settings: JanusConfig, processor: JanusProcessor) -> dict[str, in
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     cast(Any, settings).text_config.update(ids)
     return ids
-
-
-def _files(folder: Path) -> list[Path]:
-    if files := sorted(folder.glob("*.safetensors")):
-        return files
-    raise ValueError(
-        "it holds no *.safetensors. Pickled weights (pytorch_model*.bin) are not read, for they can run code; convert "
-        f'those of a local copy (hf download <id> --local-dir <folder>) with\n  python -c "{CONVERSION}" <folder>\n'
-        "or use the same model in transformers format, such as deepseek-community/Janus-Pro-1B"
-    )
-
-
-def _folder(path: str) -> Path:
-    """The local folder, or the download of a hub id without its pickles."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))

@@ -53,11 +53,38 @@ def step(
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
     if ids is None:
         assert u is not None
-        # inverse transform sampling; the last entry of the cumulative sum may round below u
-        cumulative = logp.exp().cumsum(-1)
-        ids = torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
-        ids = ids.clamp_max(logits.shape[-1] - 1)
+        ids = pick(logp, u)
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def pick(logp: Tensor, u: Tensor) -> Tensor:
+    """Inverse transform sampling. log-probabilities [..., V] and uniform numbers [...] in [0, 1) -> ids [...]"""
+    cumulative = logp.exp().cumsum(-1)  # its last entry may round below u
+    ids = torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
+    return ids.clamp_max(logp.shape[-1] - 1)
+
+
+def draw(
+    conditional: Tensor, unconditional: Tensor | None, sampling: Sampling, choose: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws tokens from the guided distribution.
+
+    Args:
+        conditional: [..., V] logits.
+        unconditional: the same of the unconditional branch; None without guidance.
+        sampling: temperature, guidance and what is scored.
+        choose: log-probabilities [..., V] -> ids [...].
+
+    Returns:
+        ids [...], their log-probabilities as they are to be scored, and those that they were drawn with.
+    """
+    guided = conditional if unconditional is None else guide(conditional, unconditional, sampling.guidance)
+    logp = torch.log_softmax(guided.float() / sampling.temperature, dim=-1)
+    ids = choose(logp)
+    drawn = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    if unconditional is None or not sampling.score_conditional:
+        return ids, drawn, drawn
+    return ids, step(conditional, sampling.temperature, ids=ids)[1], drawn
 
 
 def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ class Scenario:
     fields: tuple[str, ...]
     """What every item must have."""
     summary: str
-    relaxes: bool = False
-    """Losses are differentiated through drawings, which costs memory."""
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether losses are differentiated through drawings, which costs memory."""
+        return "relax drawings" in self.verbs
 
     def require(self, policy: Policy, item: Item) -> None:
         """Checks policy and data before training starts.
@@ -64,10 +67,9 @@ SCENARIOS = {
     ),
     "self_sft": Scenario(
         self_sft.end_to_end,
-        ("draw", "write"),
+        ("draw", "write", "relax drawings"),
         ("prompt", "question", "answer"),
         "draw a prompt and learn the true answer about that drawing, through the drawing",
-        relaxes=True,
     ),
     "self_sft_split": Scenario(
         self_sft.split,

@@ -14,11 +14,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     JanusConfig,
@@ -39,10 +41,17 @@ from unison.policies.base import Policy, Target
 from unison.policies.janus import CHAT_TEMPLATE, Janus
 from unison.types import Context, Sampling
 from unison.world import scene as scenes
-from unison.world.pretrain_vq import PATCH, ImageTokenizerConfig, judge_agreement, train_image_tokenizer, train_vision
+from unison.world.pretrain_vq import (
+    PATCH,
+    ImageTokenizerConfig,
+    judge_agreement,
+    repaint,
+    train_image_tokenizer,
+    train_vision,
+)
 from unison.world.render import CELL, SIZE, render
 
-GUIDANCE = 2.0  # classifier-free guidance of the tiny models
+SAMPLED = Sampling(guidance=2.0)  # how the tiny Janus draws when it is evaluated
 
 
 @dataclass(frozen=True)
@@ -147,29 +156,33 @@ def corpus_texts(config: CorpusConfig, count: int = 4000) -> Iterator[str]:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with Janus's special tokens; tags are tokens of their own."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def train_bpe(config: CorpusConfig, special: Sequence[str]) -> Tokenizer:
+    """A byte-level BPE of the corpus' texts, the special tokens first; tags are tokens of their own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=448,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus_texts(config), trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
+    return tokenizer
 
+
+def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the corpus with Janus's special tokens."""
     special = {
         "bos_token": "<｜begin▁of▁sentence｜>",
         "eos_token": "<｜end▁of▁sentence｜>",
         "pad_token": "<｜▁pad▁｜>",
     }
     marks = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=448,
-        special_tokens=[*special.values(), *marks.values(), "<|User|>", "<|Assistant|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus_texts(config), trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
+    tokenizer = train_bpe(config, [*special.values(), *marks.values(), "<|User|>", "<|Assistant|>"])
     bos = special["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
     return PreTrainedTokenizerFast(
@@ -319,7 +332,7 @@ def pretrain_janus(config: PretrainConfig, held_out_items: int = 240) -> Path:
         policy = Janus(*untaught(config, log), settings)
 
     def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **held_out(policy, held_out_items)})
+        log({"stage": "held-out", "step": step, **held_out(policy, SAMPLED, held_out_items)})
         save_small(policy, config.out / "model")
 
     train_language(policy, config.language, config.corpus, log, snapshot)
@@ -333,17 +346,17 @@ def untaught(config: PretrainConfig, log: Log) -> tuple[JanusForConditionalGener
     network = build_janus(processor)
     vq = network.model.vqmodel
     vq.load_state_dict(image_tokenizer(config, vq.config, log))
-    log({"stage": "image tokenizer", "judge_agreement": judge_agreement(vq)})
+    log({"stage": "image tokenizer", "judge_agreement": judge_agreement(partial(repaint, vq))})
     with torch.no_grad():
         network.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
     train_vision(network.model.vision_model, config.tokenizer, log)
     return network, processor
 
 
-def held_out(policy: Policy, items: int) -> dict[str, object]:
-    """Figures of the model on held-out items, with the sampling of the tiny recipes."""
+def held_out(policy: Policy, image: Sampling, items: int) -> dict[str, object]:
+    """Figures of the model on held-out items, drawings sampled as given."""
     suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=items)
-    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=Sampling(guidance=GUIDANCE))
+    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=image)
     result = evaluate(policy, [suite[i] for i in range(items)], scenario, EvalConfig(items=items))
     return {name: str(estimate) for name, estimate in result.figures().items()}
 

@@ -82,8 +82,8 @@ def train_image_tokenizer(vq: VQ, config: ImageTokenizerConfig, log: Log) -> Non
     def paint_codes(x: Tensor, ids: Tensor) -> Tensor:
         return painting_loss(vq.decode(ids).float(), x)
 
-    _fit([vq.encoder, vq.quant_conv], name_codes, images, codes, config.encoder_steps, config, log, "encoder")
-    _fit([vq.post_quant_conv, vq.decoder], paint_codes, images, codes, config.decoder_steps, config, log, "decoder")
+    fit([vq.encoder, vq.quant_conv], name_codes, images, codes, config.encoder_steps, config, log, "encoder")
+    fit([vq.post_quant_conv, vq.decoder], paint_codes, images, codes, config.decoder_steps, config, log, "decoder")
     vq.requires_grad_(False).eval()
 
 
@@ -104,7 +104,7 @@ def train_vision(vision: Any, config: ImageTokenizerConfig, log: Log) -> None:
         said, placed = (head(states).movedim(-1, 1).float() for head in (what, where))
         return F.cross_entropy(said, ids) + F.cross_entropy(placed, places.expand(len(x), -1))
 
-    _fit([vision, what, where], name_patches, images, codes, config.vision_steps, config, log, "vision")
+    fit([vision, what, where], name_patches, images, codes, config.vision_steps, config, log, "vision")
 
 
 def patch_codes(images: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def spread_points(count: int, dimensions: int, seed: int) -> Tensor:
     return chosen
 
 
-def _fit(
+def fit(
     parts: list[nn.Module],
     loss_of: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
@@ -165,19 +165,19 @@ def painting_loss(y: Tensor, x: Tensor) -> Tensor:
     return (weight * (y - x).square()).mean() + 0.2 * (weight * (y - x).abs()).mean()
 
 
-def encode(vq: VQ, x: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> token ids. [B, 3, SIZE, SIZE] -> [B, tokens]"""
-    return vq.encode(x).image_tokens.view(len(x), -1)
+def repaint(vq: VQ, x: Tensor) -> Tensor:
+    """Pixels in [-1, 1] after encoding and decoding. [B, 3, SIZE, SIZE]"""
+    return vq.decode(vq.encode(x).image_tokens.view(len(x), -1))
 
 
 @torch.no_grad()
-def judge_agreement(vq: VQ, count: int = 1200, seed: int = 1) -> float:
+def judge_agreement(repaint: Callable[[Tensor], Tensor], count: int = 1200, seed: int = 1) -> float:
     """Share of held-out true scenes that the judge still calls right after encoding and decoding: the ceiling of
     every drawing score."""
     rng = random.Random(seed)
     pairs = [scenes.sample(rng, scenes.TASKS[i % len(scenes.TASKS)], "eval") for i in range(count)]
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for _, scene in pairs])).permute(0, 3, 1, 2)
-    seen = [to_image(y) for batch in to_pixels(pixels).split(100) for y in vq.decode(encode(vq, batch))]
+    seen = [to_image(y) for batch in to_pixels(pixels).split(100) for y in repaint(batch)]
     return sum(judge(image, d).correct for image, (d, _) in zip(seen, pairs, strict=True)) / count
 
 

@@ -1,0 +1,171 @@
+"""Show-o under the trainer, which knows nothing of masked decoding: the world's items, the same loop and scenarios."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unison.config import AdvantageConfig, ObjectiveConfig, PolicyConfig, RunConfig
+from unison.policies import masked
+from unison.policies.showo import ShowO
+from unison.recipes import corl
+from unison.train import Trainer
+from unison.train_log import RunLog
+from unison.types import Sampling
+
+
+@pytest.fixture(scope="module")
+def checkpoint(showo: ShowO, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-showo"
+    showo.save(folder)
+    return folder
+
+
+def small(checkpoint: Path, out: Path, scenario: str = "unified", steps: int = 1) -> RunConfig:
+    """The tiny CoRL recipe on random weights, which earn rewards that differ between siblings."""
+    config = corl.tiny_unified()
+    return replace(
+        config,
+        policy=PolicyConfig(str(checkpoint)),
+        scenario=replace(
+            config.scenario,
+            name=scenario,
+            group_size=4,
+            text=Sampling(max_tokens=8),
+            image=Sampling(guidance=2.0, rounds=5),
+        ),
+        rewards={"world": 1.0} if scenario == "t2i" else {"format": 1.0},
+        optim=replace(config.optim, steps=steps, items_per_step=4, micro_batch_items=2, warmup_steps=0),
+        evaluation=replace(config.evaluation, items=6, during_items=6, every=0, gallery=2),
+        trackers=(),
+        out=out,
+    )
+
+
+def trainer_of(config: RunConfig, resume: bool = False) -> Trainer:
+    """A trainer whose rewards always differ within a group: random weights rarely earn any."""
+    trainer = Trainer(config, resume)
+    for name in trainer.rewards:
+        trainer.rewards[name] = lambda ts, policy: [float(t.turns[0].action.ids.float().mean()) for t in ts]
+    return trainer
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.policy.network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "modalities"), [("t2i", {"image"}), ("understanding", {"text"}), ("unified", {"image", "text"})]
+)
+def test_a_step_of_each_scenario_starts_at_ratio_one_and_trains_the_decoder(
+    checkpoint: Path, tmp_path: Path, scenario: str, modalities: set[str]
+) -> None:
+    trainer = trainer_of(small(checkpoint, tmp_path / "run", scenario))
+    before = weights(trainer)
+    run = trainer.train()
+    row = rows(run)[0]
+    assert {name.split("/")[0] for name in row if name.endswith("/ratio")} == modalities
+    for modality in modalities:
+        assert row[f"{modality}/ratio"] == pytest.approx(1, abs=1e-4)
+        assert row[f"{modality}/logp_difference"] < 1e-4
+        assert row[f"{modality}/grad_norm"] > 0
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("showo.") for name in changed)
+    assert "<html" in (run / "report.html").read_text()
+    assert (run / "checkpoints" / "final" / "image_tokenizer" / "model.safetensors").exists()
+
+
+def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 4):
+        config = small(checkpoint, tmp_path / str(size))
+        config = replace(config, optim=replace(config.optim, micro_batch_items=size))
+        found.append(rows(trainer_of(config).train())[0])
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-4)
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+
+
+def test_chunked_rollout_gives_the_same_step(checkpoint: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (0, 1):
+        config = small(checkpoint, tmp_path / str(size))
+        config = replace(config, optim=replace(config.optim, rollout_items=size))
+        found.append(rows(trainer_of(config).train())[0])
+    assert found[0]["reward/mean"] == pytest.approx(found[1]["reward/mean"], abs=1e-6)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-3)
+
+
+def test_the_penalty_to_the_reference_is_zero_at_first(checkpoint: Path, tmp_path: Path) -> None:
+    config = replace(small(checkpoint, tmp_path / "run", steps=2), objective=ObjectiveConfig(kl_beta=0.1))
+    first, second = rows(trainer_of(config).train())
+    for modality in ("text", "image"):
+        assert first[f"{modality}/kl"] == pytest.approx(0, abs=1e-6)
+        assert second[f"{modality}/kl"] > 0
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sft"])
+def test_a_resumed_run_equals_one_that_never_stopped(checkpoint: Path, tmp_path: Path, objective: Any) -> None:
+    """Imitation masks pictures by the global generator, whose state is part of a checkpoint."""
+
+    def config(name: str) -> RunConfig:
+        run = replace(small(checkpoint, tmp_path / name, steps=4), checkpoint_every=2)
+        if objective == "grpo":
+            return run
+        return replace(
+            run,
+            scenario=replace(run.scenario, name="imitate"),
+            advantage=AdvantageConfig(kind="constant"),
+            objective=ObjectiveConfig(name="sft"),
+            rewards={},
+        )
+
+    torch.manual_seed(0)
+    whole = trainer_of(config("whole"))
+    whole.train()
+    torch.manual_seed(0)
+    halves = trainer_of(config("halves"))
+    halves.log.step = lambda step, *rest: pytest.fail("stop") if step == 3 else RunLog.step(halves.log, step, *rest)  # type: ignore[method-assign]
+    with pytest.raises(pytest.fail.Exception):
+        halves.train()
+    torch.manual_seed(1)
+    resumed = trainer_of(halves.config, resume=True)
+    resumed.train()
+    assert rows(tmp_path / "whole") == rows(tmp_path / "halves")
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_the_policy_judges_drawings_by_its_own_hidden_states(checkpoint: Path, tmp_path: Path) -> None:
+    config = replace(small(checkpoint, tmp_path / "run"), rewards={"matching": 1.0})
+    row = rows(Trainer(config).train())[0]
+    assert 0 < row["reward/mean"] < 1
+
+
+def test_a_step_on_a_part_of_the_rounds_reads_as_many_canvases(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[int, int] = {}
+    states = masked.Reader.states
+
+    def counted(self: masked.Reader, canvas: torch.Tensor, rows: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            read[count] = read.get(count, 0) + len(canvas)
+        return states(self, canvas, rows)
+
+    monkeypatch.setattr(masked.Reader, "states", counted)
+    for count in (0, 2):
+        config = small(checkpoint, tmp_path / str(count), "t2i")
+        run = trainer_of(replace(config, optim=replace(config.optim, scored_rounds=count))).train()
+        assert rows(run)[0]["image/ratio"] == pytest.approx(1, abs=1e-4)
+        assert rows(run)[0]["image/grad_norm"] > 0
+    assert read == {0: 5 * 16, 2: 2 * 16}
