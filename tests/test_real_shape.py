@@ -19,9 +19,9 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from benchmarks import judges
-from unison.config import EvalConfig, OptimConfig, PolicyConfig
+from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
 from unison.policies.shapes import PUBLISHED, JanusShape
-from unison.recipes import corl
+from unison.recipes import corl, unirl
 from unison.train import Trainer
 from unison.types import Sampling
 from unison.world.pretrain import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
@@ -87,6 +87,28 @@ def test_one_step_of_the_real_recipe_runs_saves_and_reloads_in_plain_transformer
     assert JanusProcessor.from_pretrained(run / "checkpoints" / "final").num_image_tokens == 576
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [unirl.janus_pro_1b_grpo(), unirl.janus_pro_1b_sft()], ids=lambda r: r.recipe)
+def test_a_step_of_self_improvement_runs_at_the_published_pattern(recipe: RunConfig, reduced: Path, tmp_path: Path):
+    group = min(2, recipe.scenario.group_size)
+    config = dataclasses.replace(
+        recipe,
+        policy=PolicyConfig(str(reduced), frozen=recipe.policy.frozen),
+        scenario=dataclasses.replace(recipe.scenario, group_size=group, text=Sampling(max_tokens=8)),
+        optim=OptimConfig(steps=1, items_per_step=2, micro_batch_items=1, learning_rate=1e-3),
+        evaluation=EvalConfig(items=2, batch_size=2, gallery=1, own_drawings=True),
+        out=tmp_path / "run",
+        trackers=(),
+    )
+    row = json.loads((Trainer(config).train() / "metrics.jsonl").read_text())
+    assert row["skipped_step"] == 0
+    if recipe.scenario.name == "self_improve":
+        assert row["image/length"] == 576
+        assert row["image/logp_difference"] < 1e-4
+    else:
+        assert row["text/grad_norm"] > 0
+
+
 # -- the recipe as a user runs it ----------------------------------------------------------------------------------
 
 
@@ -95,7 +117,7 @@ def rows_of_the_real_columns(path: Path, count: int = 32) -> Path:
     rng, rows = random.Random(0), []
     for i in range(count):
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
-        question, choice, png = ask(rng, description, scene), i % 2, io.BytesIO()
+        question, choice, png = ask(rng, description, scene), i % 2 == 1, io.BytesIO()
         render(scene).resize((256, 256)).save(png, "PNG")
         row = {"prompt": description.prompt, "real_image": {"bytes": png.getvalue(), "path": f"{i}.png"}}
         row |= {"qa_problem": question.asked(choice)}
