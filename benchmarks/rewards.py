@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import judges
 from benchmarks.compare import Row, interleaved
-from benchmarks.run import conditions, write_page
+from benchmarks.pages import DOCS, write_section
+from benchmarks.run import conditions
 from unison.config import PolicyConfig
 from unison.policies import load_policy
 from unison.policies.base import Policy
@@ -31,7 +32,6 @@ from unison.types import Item, RewardFn, Trajectory
 from unison.world.render import render
 from unison.world.scene import TASKS, sample
 
-BEGIN = "<!-- benchmarks.rewards writes from here -->"
 HEADER = "| reward | one call, median [min, max] | a call per drawing | ratio | how |\n|---|---|---|---|---|"
 SIZE = judges.JudgeSize(width=128, layers=4, image=224)
 WORDS = ("open", "exit", "hello", "cafe")
@@ -149,7 +149,7 @@ def main(options: Options) -> None:
     circumstances = conditions("benchmarks.rewards", options.repeats, sizes)
     print(f"\n{circumstances}")
     if not options.quick and options.rewards == tuple(REWARDS):
-        write_page("\n".join([HEADER, *lines, "", circumstances]), begin=BEGIN)
+        write_section(DOCS / "benchmarks.md", "benchmarks.rewards", "\n".join([HEADER, *lines, "", circumstances]))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import tyro
 from benchmarks import memory, rollout, scoring
 from benchmarks.compare import HEADER, Row, interleaved
 from benchmarks.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
-
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- benchmarks.run writes from here -->", "<!-- to here -->"
+from benchmarks.pages import DOCS, write_section
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,6 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def write_page(text: str, page: Path = PAGE, begin: str = BEGIN) -> None:
-    """Replaces what stands between the marker `begin` of the page and the next END."""
-    before, _, rest = page.read_text().partition(begin)
-    _, end, after = rest.partition(END)
-    assert end, f"{page} lost its markers {begin!r} and {END!r}"
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{END}{after}")
-
-
 def main(options: Options) -> None:
     """Measures, prints, writes."""
     if options.threads:
@@ -110,7 +100,7 @@ def main(options: Options) -> None:
     )
     print(f"\n{circumstances}")
     if not options.quick:
-        write_page("\n".join([HEADER, *lines, "", circumstances]))
+        write_section(DOCS / "benchmarks.md", "benchmarks.run", "\n".join([HEADER, *lines, "", circumstances]))
 
 
 if __name__ == "__main__":

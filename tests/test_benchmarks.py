@@ -11,6 +11,7 @@ import torch
 from benchmarks import judges, memory, rewards, rollout, run, scoring
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
+from benchmarks.pages import DOCS, write_section
 from unison.policies.janus import Janus
 from unison.policies.shapes import JanusShape
 from unison.rewards import REWARDS, load_rewards
@@ -82,17 +83,9 @@ def test_sides_take_turns() -> None:
     assert [len(values) for values in seconds.values()] == [3, 3]
 
 
-def test_the_table_keeps_the_rest_of_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "benchmarks.md"
-    page.write_text(f"before\n{run.BEGIN}\nold\n{run.END}\nafter\n")
+def test_a_line_of_the_table_has_both_sides_and_their_ratio() -> None:
     row = Row("speed", unison=[1.0, 2.0, 4.0], other=[4.0, 6.0, 8.0], other_name="plain", unit="s", last="2")
-    for _ in range(2):
-        run.write_page(row.markdown(), page)
-    text = page.read_text()
-    assert "old" not in text
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "| speed | 2 [1, 4] s | plain: 6 [4, 8] s | **3.00** [2.00, 4.00] | 2 |" in text
+    assert row.markdown() == "| speed | 2 [1, 4] s | plain: 6 [4, 8] s | **3.00** [2.00, 4.00] | 2 |"
 
 
 # -- rewards -------------------------------------------------------------------------------------------------------
@@ -119,19 +112,18 @@ def test_every_reward_says_how_it_is_computed() -> None:
 
 
 def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    before = run.PAGE.read_text()
+    page = DOCS / "benchmarks.md"
+    before = page.read_text()
     rewards.main(rewards.Options(quick=True, rewards=("mse", "world")))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == rewards.HEADER.splitlines()[0]
     assert [line.split()[1] for line in lines[2:4]] == ["`mse`", "`world`"]
-    assert run.PAGE.read_text() == before
+    assert page.read_text() == before
 
 
-def test_each_benchmark_writes_its_own_section(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["benchmarks.run", "benchmarks.rewards"])
+def test_every_benchmark_finds_its_section(name: str, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
-    page.write_text(run.PAGE.read_text())
-    run.write_page("ours", page)
-    run.write_page("the judges'", page, rewards.BEGIN)
-    text = page.read_text()
-    assert f"{run.BEGIN}\n\nours\n\n{run.END}" in text
-    assert f"{rewards.BEGIN}\n\nthe judges'\n\n{run.END}" in text
+    page.write_text((DOCS / "benchmarks.md").read_text())
+    write_section(page, name, "ours")
+    assert f"<!-- {name} -->\n\nours\n\n<!-- end {name} -->" in page.read_text()
