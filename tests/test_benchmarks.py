@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import judges, memory, rewards, rollout, run, scoring
+from benchmarks import judges, memory, rewards, rollout, scoring
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
 from benchmarks.pages import DOCS, write_section
