@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from unison.config import EvalConfig, ScenarioConfig
-from unison.data import WorldItems
+from unison.data import Items, WorldItems
 from unison.evaluate import Evaluation, by_cut, evaluate, shares
 from unison.policies.base import Policy
 from unison.prompts import PromptItems
 from unison.report import compare_shares, imbalance
 from unison.stats import conditional, conditional_difference
-from unison.types import Sampling
+from unison.types import Item, Sampling
 
 SCENARIO = ScenarioConfig(text=Sampling(max_tokens=5), image=Sampling(guidance=2.0))
 OWN = EvalConfig(own_drawings=True)
@@ -79,7 +79,7 @@ def test_each_category_and_its_gap_are_printed() -> None:
     both = [*records(COUNTS), *records({(False, True): 3, (False, False): 1}, "counting")]
     rows = by_cut(both, ["colors", "counting"])
     assert rows["answer_given_drawing"][1:] == ["0.750", "-"]
-    assert rows["its gap to 1 (answer_given_drawing)"] == ["0.250", "0.250", "-"]
+    assert rows["1 - answer_given_drawing"] == ["0.250", "0.250", "-"]
     assert rows["drawing_given_answer"][1:] == ["0.600", "0.000"]
     assert rows["drift"][1:] == ["0.200", "0.750"]
 
@@ -96,11 +96,15 @@ def test_the_report_compares_shares_on_the_items_of_both_sides() -> None:
     assert imbalance([Evaluation(0, [record(0, True, None)])]) == {}
 
 
+def first(items: Items) -> list[Item]:
+    return [items[i] for i in range(len(items))]
+
+
 # -- evaluating ----------------------------------------------------------------------------------------------------
 
 
 def test_asking_about_the_drawings_changes_no_other_figure(policy: Policy) -> None:
-    items = list(WorldItems("eval", "open_ended", "", seed=0, size=6))
+    items = first(WorldItems("eval", "open_ended", "", seed=0, size=6))
     plain = evaluate(policy, items, SCENARIO, EvalConfig()).records
     own = evaluate(policy, items, SCENARIO, OWN).records
     for a, b in zip(plain, own, strict=True):
@@ -112,6 +116,6 @@ def test_asking_about_the_drawings_changes_no_other_figure(policy: Policy) -> No
 
 
 def test_a_prompt_without_picture_or_judge_is_evaluated_by_the_answer_about_its_drawing(policy: Policy) -> None:
-    found = evaluate(policy, list(PromptItems("eval", "", 0, 6)), SCENARIO, OWN)
+    found = evaluate(policy, first(PromptItems("eval", "", 0, 6)), SCENARIO, OWN)
     assert all(r["own_answer_correct"] is not None and r["drift"] is None for r in found.records)
     assert set(found.figures()) == {"own_answer"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from unison.config import DataConfig
-from unison.data import open_items
+from unison.data import Items, open_items
 from unison.objects import COCO, COLORS, IRREGULAR, MORE, OBJECTS, Phrase, article, plural
 from unison.prompts import PromptItems, Request, draw, held_out, read_excluded
 from unison.rewards.text import is_right
@@ -21,6 +21,10 @@ from unison.types import Item
 from unison.world.scene import RELATIONS, TASKS
 
 MANY = 3000
+
+
+def first(items: Items) -> list[Item]:
+    return [items[i] for i in range(len(items))]
 
 
 def items(**fields: Any) -> PromptItems:
@@ -145,7 +149,7 @@ def fields(item: Item) -> tuple[str | None, ...]:
 
 
 def test_items_take_the_categories_in_turn_and_use_every_word() -> None:
-    found = list(items(size=12_000))
+    found = first(items(size=12_000))
     assert Counter(x.task for x in found) == dict.fromkeys(TASKS, 2000)
     text = " | ".join(str(x.prompt) for x in found)
     words = {*(noun for noun in OBJECTS if re.search(rf"\b{noun}\b", text))}

@@ -198,7 +198,7 @@ def evaluate(words: Sequence[str]) -> None:
     """`eval <checkpoint>`"""
     args = tyro.cli(EvalArgs, args=list(words), prog="unison eval")
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from unison import evaluate as evaluation
     from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
@@ -214,7 +214,7 @@ def evaluate(words: Sequence[str]) -> None:
     config = EvalConfig(items=args.items, own_drawings=args.own_drawings)
     result = evaluation.evaluate(policy, [items[i] for i in range(len(items))], scenario, config)
     tasks = sorted({r["task"] for r in result.records})
-    table = Table("figure", "all tasks [95% interval]", *tasks)
+    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *tasks)
     for name, cells in evaluation.by_cut(result.records, tasks).items():
         table.add_row(name, *cells)
     Console().print(table)

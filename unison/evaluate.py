@@ -107,7 +107,7 @@ def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, list[st
     for name in found[0]:
         told = [cut.get(name) for cut in found]
         rows[name] = [str(told[0]), *(f"{e.value:.3f}" if e else "-" for e in told[1:])]
-        rows[f"its gap to 1 ({name})"] = [f"{1 - e.value:.3f}" if e else "-" for e in told]
+        rows[f"1 - {name}"] = [f"{1 - e.value:.3f}" if e else "-" for e in told]
     return rows
 
 

@@ -174,7 +174,7 @@ def read_excluded(path: Path) -> frozenset[Meaning]:
 
 def _read_request(row: Mapping[str, Any]) -> Request:
     things = row["include"]
-    names = [ALIASES.get(thing["class"], thing["class"]) for thing in things]
+    names: list[str] = [ALIASES.get(str(thing["class"]), str(thing["class"])) for thing in things]
     for name in names:
         if name not in OBJECTS:
             logger.warning("GenEval's prompts name %r, which is no object of ours: nothing is excluded by it", name)

@@ -65,6 +65,8 @@ def tiny_janus_sft() -> RunConfig:
     As many drawings a step as `unirl/tiny-janus-grpo`, one a prompt. Open in the paper and chosen here: Gumbel-softmax
     at temperature 1 on the logits that the drawing was drawn from, guided as in sampling, with noise under which the
     drawing itself wins; the target is the bare answer. Learning rate and steps have not been tuned for this method.
+    `scenario.image.score_conditional` takes the conditional logits alone; a higher `scenario.relax_temperature` lessens
+    the share of the gradient that goes through the drawing.
     """
     run = _supervised(_tiny("tiny-janus-sft", "self_sft"), AdvantageConfig(kind="constant"))
     return replace(run, rewards={})
