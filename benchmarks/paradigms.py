@@ -56,6 +56,8 @@ BASELINE = one("")
 TABLES: dict[Table, dict[str, Row]] = {
     "paradigms": {
         "cold-start SFT": one("corl/tiny-cold-start"),
+        "drawing alone": one("corl/tiny-separate", f"draw/{FINAL}"),
+        "answering alone": one("corl/tiny-separate", f"answer/{FINAL}"),
         "separate": Row(
             "corl/tiny-separate",
             {
