@@ -328,17 +328,16 @@ def merge(words: Sequence[str]) -> None:
 
 
 def pretrain(words: Sequence[str]) -> None:
-    """`pretrain janus` and `pretrain showo`"""
-    if not words or words[0] not in ("janus", "showo", "--help", "-h"):
-        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of janus, showo")
+    """`pretrain janus` or `pretrain showo`"""
+    families = ("janus", "showo")
+    if not words or words[0] not in families:
+        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
     from unison.world.pretrain import PretrainConfig, pretrain_janus
     from unison.world.pretrain_showo import pretrain_showo
 
-    family = words[0] if words[0] in ("janus", "showo") else "janus"
-    rest = list(words[1:]) if words[0] == family else list(words)
-    default = PretrainConfig(out=Path(f"runs/pretrain-{family}"))
-    config = tyro.cli(PretrainConfig, args=rest, prog=f"unison pretrain {family}", default=default)
-    print((pretrain_showo if family == "showo" else pretrain_janus)(config))
+    default = PretrainConfig(out=Path(f"runs/pretrain-{words[0]}"))
+    config = tyro.cli(PretrainConfig, args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)
+    print((pretrain_janus if words[0] == "janus" else pretrain_showo)(config))
 
 
 def recipes(words: Sequence[str]) -> None:
