@@ -83,11 +83,18 @@ def model_config(config: PolicyConfig) -> Any:
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
-    if family_of(str(folder)) == "multi_modality":
-        from unison.policies.janus_deepseek import read_config
+    match family_of(str(folder)):
+        case "janus":
+            return JanusConfig.from_pretrained(folder)
+        case "multi_modality":
+            from unison.policies.janus_deepseek import read_config
 
-        return read_config(folder)
-    return JanusConfig.from_pretrained(folder)
+            return read_config(folder)
+        case other:
+            raise ValueError(
+                f"policy.path = {config.path!r}: a dry run knows the memory of the Janus family alone, not of "
+                f"{other!r}; try the run itself with --optim.steps 1"
+            )
 
 
 def estimate_memory(config: RunConfig) -> dict[str, float]:
@@ -109,14 +116,13 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
             trained += parameter.numel()
     if config.policy.lora_rank:
         trained = _adapter_size(network, config.policy)
-    weight = FLOAT[config.policy.dtype]
+    size = FLOAT[config.policy.dtype]
+    copy = trained * (FLOAT["float32"] if config.policy.lora_rank else size)  # adapters stay in float32
     sizes: dict[str, float] = {
-        "weights": weight * (trained + frozen),
-        "gradients (and their copy for per-modality norms)": weight
-        * trained
-        * (2 if config.optim.modality_grad_norms else 1),
-        "AdamW states": 2 * weight * trained,
-        "reference": weight * trained if config.objective.kl_beta and not config.policy.lora_rank else 0,
+        "weights": size * frozen + copy,
+        "gradients (and their copy for per-modality norms)": copy * (2 if config.optim.modality_grad_norms else 1),
+        "AdamW states": 2 * copy,
+        "reference": copy if config.objective.kl_beta and not config.policy.lora_rank else 0,
         "keys and values while drawing": _cache_size(config, shape),
         "activations of a micro-batch": _activation_size(config, shape),
         "drawings differentiated through": _relaxed_size(config, shape),
