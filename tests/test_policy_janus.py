@@ -607,7 +607,7 @@ def test_a_pattern_that_selects_nothing_is_refused(
 
 
 def test_what_janus_cannot_do_is_refused(policy: Janus) -> None:
-    with pytest.raises(ValueError, match="needs a model that can edit, but the janus family can only draw and write"):
+    with pytest.raises(ValueError, match="can edit, but the janus family can only draw, relax drawings, write"):
         policy.require("edit", "cycle_edit")
     latents = Latents(
         torch.zeros(2, 1, 1, 1), torch.zeros(2), torch.zeros(1), torch.ones(1, dtype=torch.bool), Sampling()

@@ -93,7 +93,7 @@ class Policy(nn.Module):
         if verb not in self.abilities:
             raise ValueError(
                 f"{why} needs a model that can {verb}, but the {self.family} family can only "
-                f"{' and '.join(sorted(self.abilities))}: choose another scenario or checkpoint"
+                f"{', '.join(sorted(self.abilities))}: choose another scenario or checkpoint"
             )
 
     @property
