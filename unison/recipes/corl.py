@@ -56,11 +56,11 @@ ANSWERED = {"accuracy": 0.8, "format": 0.8}
 def tiny_unified() -> RunConfig:
     """CoRL's unified stage on the bundled tiny Janus and the embedded world: 2 CPU cores, a few minutes.
 
-    `unison train corl/tiny-unified`: on 600 held-out items drawing rises from 0.49 to between 0.75 and 0.83, answers from
-    0.59 to between 0.72 and 0.74 (three seeds, docs/results.md). Follows stage 1 of the paper: group advantages over
-    pairs of a drawing and an answer, token mean then batch mean, no KL, language model only. Differences, all for size:
-    the world's exact judge (partial credit and strict decision) stands in for the cycle and matching rewards, guidance
-    is 1.75 in place of 5, and the learning rate is for 0.8 M trained parameters.
+    `unison train corl/tiny-unified`: on 600 held-out items drawing rises from 0.49 to between 0.75 and 0.83 and answers
+    from 0.59 to between 0.72 and 0.74 (three seeds, docs/results.md). Follows stage 1 of the paper: group advantages
+    over pairs of a drawing and an answer, token mean then batch mean, no KL, language model only. Differences, all for
+    size: the world's exact judge (partial credit and strict decision) stands in for the cycle and matching rewards,
+    guidance is 1.75 in place of 5, and the learning rate is for 0.8 M trained parameters.
     """
     return _tiny("tiny-unified", "unified", DRAWN | ANSWERED)
 
