@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -310,14 +311,16 @@ class Log:
             file.write(json.dumps({"seconds": round(time.monotonic() - self.start), **line}) + "\n")
 
 
-def image_tokenizer(config: PretrainConfig, shape: JanusVQVAEConfig, log: Log) -> dict[str, torch.Tensor]:
+def image_tokenizer(
+    config: PretrainConfig, build: Callable[[], Any], train: Callable[[Any, ImageTokenizerConfig, Log], None], log: Log
+) -> dict[str, torch.Tensor]:
     """Weights of the trained image tokenizer, from the folder of an earlier run where it was finished."""
     finished = config.out / "image_tokenizer.safetensors"
     if not finished.exists():
         torch.manual_seed(config.tokenizer.seed)
-        vq = JanusVQVAE(shape)
-        train_image_tokenizer(vq, config.tokenizer, log)
-        save_file(vq.state_dict(), finished)
+        tokenizer = build()
+        train(tokenizer, config.tokenizer, log)
+        save_file(tokenizer.state_dict(), finished)
     return load_file(finished)
 
 
@@ -345,7 +348,7 @@ def untaught(config: PretrainConfig, log: Log) -> tuple[JanusForConditionalGener
     processor = build_processor(config.corpus)
     network = build_janus(processor)
     vq = network.model.vqmodel
-    vq.load_state_dict(image_tokenizer(config, vq.config, log))
+    vq.load_state_dict(image_tokenizer(config, lambda: JanusVQVAE(vq.config), train_image_tokenizer, log))
     log({"stage": "image tokenizer", "judge_agreement": judge_agreement(partial(repaint, vq))})
     with torch.no_grad():
         network.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +19,16 @@ from unison.policies.magvit import Magvit, MagvitConfig
 from unison.policies.showo import ShowO
 from unison.policies.showo_net import PhiSizes, ShowOConfig, ShowONetwork
 from unison.types import Sampling
-from unison.world.pretrain import CorpusConfig, Log, PretrainConfig, held_out, save_small, train_bpe, train_language
+from unison.world.pretrain import (
+    CorpusConfig,
+    Log,
+    PretrainConfig,
+    held_out,
+    image_tokenizer,
+    save_small,
+    train_bpe,
+    train_language,
+)
 from unison.world.pretrain_vq import (
     PATCH,
     ImageTokenizerConfig,
@@ -107,17 +115,6 @@ def repaint(magvit: Magvit, x: Tensor) -> Tensor:
     return magvit.decode(magvit.encode(x))
 
 
-def image_tokenizer(config: PretrainConfig, log: Log) -> dict[str, Tensor]:
-    """Weights of the trained image tokenizer, from the folder of an earlier run where it was finished."""
-    finished = config.out / "image_tokenizer.safetensors"
-    if not finished.exists():
-        torch.manual_seed(config.tokenizer.seed)
-        magvit = Magvit(PAINTER)
-        train_magvit(magvit, config.tokenizer, log)
-        save_file(magvit.state_dict(), finished)
-    return load_file(finished)
-
-
 # -- the whole -------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +139,6 @@ def untaught(config: PretrainConfig, settings: PolicyConfig, log: Log) -> ShowO:
     torch.manual_seed(config.language.seed)
     tokenizer = build_tokenizer(config.corpus)
     network = build_showo(tokenizer)
-    network.image_tokenizer.load_state_dict(image_tokenizer(config, log))
+    network.image_tokenizer.load_state_dict(image_tokenizer(config, lambda: Magvit(PAINTER), train_magvit, log))
     log({"stage": "image tokenizer", "judge_agreement": judge_agreement(partial(repaint, network.image_tokenizer))})
     return ShowO(network.eval(), tokenizer, settings)
