@@ -25,7 +25,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
-  unison pretrain janus                        make the bundled tiny model from scratch (or showo)
+  unison pretrain janus                        make the bundled tiny model from scratch (showo: not bundled yet)
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
