@@ -161,7 +161,7 @@ def _relaxed_size(config: RunConfig, shape: Any) -> float:
         return 0.0
     vq, vision, image = shape.vq_config, shape.vision_config, config.scenario.image
     count = min(config.optim.micro_batch_items, config.optim.items_per_step) * config.scenario.group_size
-    branches = 1 if image.guidance == 1 or image.score_conditional else 2
+    branches = 2 if image.scores_guided else 1
     tokens = vq.num_patches**2
     noise = FLOAT["float32"] * count * tokens * vq.num_embeddings
     size = FLOAT[config.policy.compute_dtype]

@@ -43,10 +43,14 @@ def task_difference(before: Mapping[str, Sequence[float]], after: Mapping[str, S
     Raises:
         ValueError: the two hold different tasks or numbers of items.
     """
+    _require_equal_suites(before, after)
+    return task_mean({task: np.subtract(after[task], before[task]).tolist() for task in before})
+
+
+def _require_equal_suites(before: Mapping[str, Sequence[object]], after: Mapping[str, Sequence[object]]) -> None:
     sizes = [{task: len(v) for task, v in side.items()} for side in (before, after)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"the evaluations hold different items, {sizes[0]} and {sizes[1]}: compare equal suites")
-    return task_mean({task: np.subtract(after[task], before[task]).tolist() for task in before})
 
 
 # -- conditional shares ------------------------------------------------------------------------------------------------
@@ -75,9 +79,7 @@ def conditional_difference(
     Raises:
         ValueError: the two hold different tasks or numbers of items, or one has no item that meets the condition.
     """
-    sizes = [{task: len(v) for task, v in side.items()} for side in (before, after)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"the evaluations hold different items, {sizes[0]} and {sizes[1]}: compare equal suites")
+    _require_equal_suites(before, after)
     first, second = _share(before), _share(after)
     if first is None or second is None:
         raise ValueError("no item meets the condition: its share is unknown")

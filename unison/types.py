@@ -41,6 +41,11 @@ class Sampling:
     """Weight of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round, and
     0 decides the most confident."""
 
+    @property
+    def scores_guided(self) -> bool:
+        """Whether drawings are scored, and relaxed, with both branches of guidance."""
+        return self.guidance != 1 and not self.score_conditional
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:

@@ -129,7 +129,7 @@ class Janus(Policy):
     def _score(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
     ) -> list[Tensor]:
-        guided = modality == "image" and _scores_guided(sampling)
+        guided = modality == "image" and sampling.scores_guided
         ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
         with self.autocast():
@@ -247,7 +247,7 @@ class Janus(Policy):
         """Codebook rows of drawings of one sampling, in one more pass of the language model. [N, L, E]"""
         ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)
         embed, head = self._embed_and_head("image")
-        prefixes, rows = self._prefixes([d.context for d in drawings], "image", _scores_guided(sampling))
+        prefixes, rows = self._prefixes([d.context for d in drawings], "image", sampling.scores_guided)
         done = causal.run_prefixes(self.network.model.language_model, prefixes)
         hidden = causal.continuation_states(self.network.model.language_model, done, rows, embed, ids)
         conditional, unconditional = rows.split(hidden)
@@ -350,11 +350,6 @@ def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGenerati
         if keys := sorted(map(str, info.get(what, ()))):
             raise ValueError(f"policy.path = {path!r}: {len(keys)} {what.replace('_', ' ')}, first {keys[0]!r}")
     return network.eval()
-
-
-def _scores_guided(sampling: Sampling) -> bool:
-    """Whether drawings of this sampling are scored, and relaxed, with both branches of guidance."""
-    return sampling.guidance != 1 and not sampling.score_conditional
 
 
 def _segments(text: str, markers: Sequence[str]) -> list[tuple[str, str]]:

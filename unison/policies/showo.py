@@ -218,7 +218,7 @@ class ShowO(Policy):
         columns = zip(*((action.ids, action.order, action.mask) for action in actions), strict=True)
         ids, order, wanted = (torch.stack(column).to(self.device) for column in columns)
         with self.autocast():
-            reader, rows = self._prompts(contexts, sampling.guidance != 1 and not sampling.score_conditional)
+            reader, rows = self._prompts(contexts, sampling.scores_guided)
             logp = masked.score(reader, self.network.image_head, rows, ids, order, wanted, sampling, self.layout.codes)
         return list(logp)
 

@@ -334,12 +334,7 @@ def pretrain_janus(config: PretrainConfig, held_out_items: int = 240) -> Path:
     else:
         policy = Janus(*untaught(config, log), settings)
 
-    def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **held_out(policy, SAMPLED, held_out_items)})
-        save_small(policy, config.out / "model")
-
-    train_language(policy, config.language, config.corpus, log, snapshot)
-    return config.out / "model"
+    return teach(policy, config, SAMPLED, held_out_items, log)
 
 
 def untaught(config: PretrainConfig, log: Log) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
@@ -354,6 +349,17 @@ def untaught(config: PretrainConfig, log: Log) -> tuple[JanusForConditionalGener
         network.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
     train_vision(network.model.vision_model, config.tokenizer, log)
     return network, processor
+
+
+def teach(policy: Policy, config: PretrainConfig, image: Sampling, held_out_items: int, log: Log) -> Path:
+    """Trains a policy's language side, with figures and a saved checkpoint now and then; returns the checkpoint."""
+
+    def snapshot(step: int) -> None:
+        log({"stage": "held-out", "step": step, **held_out(policy, image, held_out_items)})
+        save_small(policy, config.out / "model")
+
+    train_language(policy, config.language, config.corpus, log, snapshot)
+    return config.out / "model"
 
 
 def held_out(policy: Policy, image: Sampling, items: int) -> dict[str, object]:

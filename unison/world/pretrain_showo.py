@@ -23,11 +23,9 @@ from unison.world.pretrain import (
     CorpusConfig,
     Log,
     PretrainConfig,
-    held_out,
     image_tokenizer,
-    save_small,
+    teach,
     train_bpe,
-    train_language,
 )
 from unison.world.pretrain_vq import (
     PATCH,
@@ -125,13 +123,7 @@ def pretrain_showo(config: PretrainConfig, held_out_items: int = 240) -> Path:
     settings = PolicyConfig(config.language.start)
     policy = ShowO.load(config.language.start, settings) if config.language.start else untaught(config, settings, log)
     torch.manual_seed(config.language.seed)
-
-    def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **held_out(policy, SAMPLED, held_out_items)})
-        save_small(policy, config.out / "model")
-
-    train_language(policy, config.language, config.corpus, log, snapshot)
-    return config.out / "model"
+    return teach(policy, config, SAMPLED, held_out_items, log)
 
 
 def untaught(config: PretrainConfig, settings: PolicyConfig, log: Log) -> ShowO:
