@@ -61,11 +61,11 @@ class Trainer:
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
-        if config.objective.kl_beta:
-            self.policy.keep_reference()
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.trained, config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        if config.objective.kl_beta:
+            self.policy.keep_reference()  # not before the weights are on their device
         self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
