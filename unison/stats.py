@@ -82,7 +82,9 @@ def conditional_difference(before: Sequence[Pairs], after: Sequence[Pairs]) -> E
     """
     shares, resampled = _shares([*before, *after])
     first, second = slice(len(before)), slice(len(before), None)
-    return _interval(np.mean(shares[second]) - np.mean(shares[first]), resampled[second].mean(0) - resampled[first].mean(0))
+    return _interval(
+        np.mean(shares[second]) - np.mean(shares[first]), resampled[second].mean(0) - resampled[first].mean(0)
+    )
 
 
 def _shares(runs: Sequence[Pairs]) -> tuple[list[float], np.ndarray]:
