@@ -77,6 +77,25 @@ def test_a_reward_may_be_given_a_checkpoint(
     assert "rewards = 'clip:./nowhere'" in shown
 
 
+def test_a_reward_may_be_given_an_endpoint_which_is_tried(
+    serve_chat: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        asked.append(body["model"])
+        return 200, {"choices": [{"message": {"content": "Yes"}}]}
+
+    name = serve_chat(answer).replace("#judge", "#owner/my_Judge-1.5B:q4")
+    run(monkeypatch, "train", "unirl/tiny-janus-grpo", f"--rewards.llm-judge:{name}", "0.5", "--dry-run")
+    assert f"'llm_judge:{name}':0.5" in "".join(capsys.readouterr().out.split())
+    assert asked == ["owner/my_Judge-1.5B:q4"]
+    shown = fails(
+        monkeypatch, capsys, "train", "unirl/tiny-janus-grpo", "--rewards.llm-judge:http://h", "1", "--dry-run"
+    )
+    assert "write http://host:port/v1#model" in shown
+
+
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_every_recipe_passes_a_dry_run_without_a_download(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -32,7 +32,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ["policies.causal"],
     ],
     "L2 models, rewards, data": [
-        ["world.judge"],
+        ["world.judge", "endpoint"],
         ["policies policies.*", "rewards rewards.*", "data rows prompts objects"],
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
