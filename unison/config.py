@@ -75,8 +75,16 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    answerer: Literal["policy", "reference", "both"] = "policy"
+    """Whose reply about the model's own drawing is judged: the policy's; the frozen reference's, and then drawing alone
+    is trained; or of both the policy's where the reference's is right, else the reference's."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the frozen reference takes part in rollouts."""
+        return self.answerer != "policy"
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run keeps the weights that it starts from."""
+        return bool(self.objective.kl_beta) or self.scenario.asks_reference
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -246,6 +259,13 @@ def check(config: RunConfig) -> None:
         "scenario.relax_temperature",
         config.scenario.relax_temperature,
         "above 0",
+    )
+    _require(
+        not config.scenario.asks_reference or config.scenario.name in ("self_improve", "self_sft_split"),
+        "scenario.answerer",
+        config.scenario.answerer,
+        f"'policy' in {config.scenario.name!r}: self_improve and self_sft_split alone have replies about own drawings "
+        "that are judged",
     )
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")

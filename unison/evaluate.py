@@ -133,7 +133,7 @@ def evaluate(
         scenario: sampling of text and drawings.
         pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
     """
-    single = dataclasses.replace(scenario, group_size=1)
+    single = dataclasses.replace(scenario, group_size=1, answerer="policy")  # whoever judges in training
     seeds = Seeds(EVAL_SEED, 0)
     records = []
     with Progress(transient=True) as progress:

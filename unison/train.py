@@ -64,7 +64,7 @@ class Trainer:
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.trained, config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
-        if config.objective.kl_beta:
+        if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are on their device
         self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
