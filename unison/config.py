@@ -175,6 +175,9 @@ class EvalConfig:
     """Items whose drawings and answers the report shows."""
     own_drawings: bool = False
     """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that measure held-out drawings, and answers about them, without training on them; first that which judges
+    drawings where the world's judge cannot."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,12 @@ def check(config: RunConfig) -> None:
         config.scenario.answerer,
         f"'policy' in {config.scenario.name!r}: self_improve and self_sft_split alone have replies about own drawings "
         "that are judged",
+    )
+    _require(
+        config.data.eval != "prompts" or config.evaluation.own_drawings,
+        "evaluation.own_drawings",
+        config.evaluation.own_drawings,
+        "True with data.eval = 'prompts', whose questions are about the model's own drawings",
     )
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")

@@ -30,7 +30,7 @@ def dry_run(config: RunConfig) -> None:
     """
     console = Console()
     scenario = scenarios.find(config.scenario.name)
-    load_rewards(config.rewards)
+    load_rewards([*config.rewards, *config.evaluation.rewards])
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
         f"{config.optim.items_per_step} items x {config.scenario.group_size} trajectories a step, "

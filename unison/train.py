@@ -53,7 +53,7 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
-        self.rewards = load_rewards(config.rewards)
+        self.rewards, self.measures = load_rewards(config.rewards), load_rewards(config.evaluation.rewards)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -238,7 +238,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"):
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
-            result = evaluate(self.policy, items, config.scenario, config.evaluation, self.step, self.run)
+            settings = (config.scenario, config.evaluation, self.step, self.run, self.measures)
+            result = evaluate(self.policy, items, *settings)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
