@@ -131,7 +131,7 @@ def small(checkpoint: Path, out: Path, answerer: Any) -> RunConfig:
         policy=PolicyConfig(str(checkpoint)),
         scenario=replace(CONFIG, group_size=4, answerer=answerer),
         optim=replace(run.optim, steps=2, items_per_step=2, micro_batch_items=2, warmup_steps=0),
-        evaluation=EvalConfig(items=2, gallery=0),
+        evaluation=EvalConfig(items=2, gallery=0, own_drawings=True, rewards=("jpeg_compressible",)),
         trackers=(),
         out=out,
     )
@@ -145,6 +145,10 @@ def test_a_run_trains_what_the_answerer_leaves_to_train(answerer: Any, checkpoin
     run = trainer.train()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(("text/ratio" in row) is (answerer == "both") and row["image/grad_norm"] > 0 for row in rows)
+    measured = [
+        record["reward/jpeg_compressible"] for record in json.loads((run / "eval/000002.json").read_text())["records"]
+    ]
+    assert all(0 < value < 1 for value in measured)
     assert any(not torch.equal(p, before[name]) for name, p in trainer.policy.named_parameters() if name in before)
 
 

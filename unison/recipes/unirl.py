@@ -105,7 +105,8 @@ def janus_pro_1b_grpo() -> RunConfig:
 
     From the paper: group 8, learning rate 1e-5, six categories of prompts over 160 objects; KL 0.2 from the name of a
     released checkpoint. Open there and chosen here: the language model alone is trained, 500 steps of 8 prompts, and
-    free text is judged by its words' F1, where the paper asks a judge model. `--data.excluded` with GenEval's
+    free text is judged by its words' F1, where the paper asks a judge model, as `--rewards.accuracy-soft 0
+    --rewards.llm-judge 1` does. `--data.excluded` with GenEval's
     evaluation_metadata.jsonl keeps its test prompts out. Only the dry run has been run.
     """
     return _published("janus-pro-1b-grpo", "deepseek-community/Janus-Pro-1B")
