@@ -166,7 +166,6 @@ def test_eval_scores_a_checkpoint_and_writes_records(
 def test_eval_on_prompts_asks_about_what_was_drawn(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "result.json"
     words = ("eval", str(checkpoint), "--data", "prompts", "--items", "6", "--max-tokens", "8", "--out", str(out))
     run(monkeypatch, *words)

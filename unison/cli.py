@@ -274,6 +274,8 @@ def _print_evaluation(result: Evaluation) -> None:
     from unison.evaluate import by_cut
 
     console, tasks = Console(), sorted({record["task"] for record in result.records})
+    if not console.is_terminal:  # a file is as wide as its lines
+        console.width = max(console.width, 160)
     table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *tasks)
     rows = by_cut(result.records, tasks)
     for name, cells in rows.items():
