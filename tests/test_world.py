@@ -26,8 +26,10 @@ from unison.world.scene import (
     Split,
     ask,
     ask_stated,
+    caption,
     check,
     is_held_out,
+    parse_caption,
     parse_prompt,
     relation_of,
     sample,
@@ -87,6 +89,17 @@ def test_parsing_forgives_case_spaces_and_a_full_stop():
 def test_a_sentence_outside_the_grammar_is_an_error(prompt: str):
     with pytest.raises(ValueError, match=r"is not a sentence of the world.*red, yellow.*circle, square"):
         parse_prompt(prompt)
+
+
+def test_parsing_inverts_the_caption():
+    assert all(parse_caption(caption(scene)) == tuple(sorted(scene, key=by_place)) for _, scene in samples("train"))
+    assert [parse_caption(text) for text in ("", "a red circle", "red circle nowhere", "pink circle middle")] == [
+        None
+    ] * 4
+
+
+def by_place(thing: Object) -> tuple[float, float]:
+    return thing.row, thing.column
 
 
 def test_an_unknown_task_is_an_error_that_lists_the_tasks():

@@ -224,6 +224,18 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{o.color} {o.shape} {PLACES[round(o.row) * GRID + round(o.column)]}" for o in ordered)
 
 
+def parse_caption(text: str) -> Scene | None:
+    """Reads a caption back into its scene (the inverse of `caption`); None where it is no such caption."""
+    found = []
+    for phrase in text.split(","):
+        color, _, rest = phrase.strip().partition(" ")
+        shape, _, place = rest.partition(" ")
+        if color not in COLORS or shape not in SHAPES or place not in PLACES:
+            return None
+        found.append(Object(shape, color, *divmod(PLACES.index(place), GRID)))
+    return tuple(found)
+
+
 def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
     """The question of the description's task type about the scene."""
     first, second = scene[0], scene[-1]
