@@ -52,7 +52,11 @@ PAINTER = MagvitConfig(
 )
 
 # masked decoding learns more slowly than drawing token by token: a step predicts two thirds of a drawing's tokens
-DEFAULT = PretrainConfig(Path("runs/pretrain-showo"), language=LanguageConfig(steps=4500, cycle=5500))
+DEFAULT = PretrainConfig(
+    Path("runs/pretrain-showo"),
+    language=LanguageConfig(steps=3600, cycle=4600, snapshot_every=900),
+    corpus=CorpusConfig(counted=0.3),
+)
 
 
 def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
