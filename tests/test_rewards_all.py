@@ -54,6 +54,18 @@ def scenes() -> list[Trajectory]:
     return drawn("a red circle and a blue square", render((circle, square)), render((circle, cross)), render((cross,)))
 
 
+def thoughts() -> list[Trajectory]:
+    """Replies that see all that was asked for, the half, and nothing of it."""
+    seen = (
+        "red circle top left, blue square middle",
+        "red circle top left, blue cross middle",
+        "green cross middle",
+        "so",
+    )
+    item = Item("x", prompt="a red circle and a blue square")
+    return [Trajectory(item, (), texts=(f"<think> {thought} </think><answer> red </answer>",)) for thought in seen]
+
+
 def photos() -> list[Trajectory]:
     """The real photo, its blur, and another one."""
     real = photo("chelsea")
@@ -74,6 +86,7 @@ RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the b
     "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
     "world": scenes,
     "world_strict": lambda: scenes()[:2],
+    "world_thought": thoughts,
     "world_tuples": scenes,
     "lpips_vgg": photos,
     "lpips_alex": photos,

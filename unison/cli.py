@@ -394,12 +394,12 @@ def pretrain(words: Sequence[str]) -> None:
     families = ("janus", "showo")
     if not words or words[0] not in families:
         raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
+    from unison.world import pretrain_showo as showo
     from unison.world.pretrain import PretrainConfig, pretrain_janus
-    from unison.world.pretrain_showo import pretrain_showo
 
-    default = PretrainConfig(out=Path(f"runs/pretrain-{words[0]}"))
+    default, run = (PretrainConfig(), pretrain_janus) if words[0] == "janus" else (showo.DEFAULT, showo.pretrain_showo)
     config = tyro.cli(PretrainConfig, args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)
-    print((pretrain_janus if words[0] == "janus" else pretrain_showo)(config))
+    print(run(config))
 
 
 def recipes(words: Sequence[str]) -> None:

@@ -45,8 +45,8 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
-    asked: Literal["task", "stated"] = "task"
-    """What the world's questions are about: what the item's task type is about, or anything that its prompt states."""
+    asked: Literal["task", "count"] = "task"
+    """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""
     """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)

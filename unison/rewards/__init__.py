@@ -27,6 +27,7 @@ REWARDS = {
     "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "world_thought": "unison.rewards.thought:world_thought",
     "world_tuples": "unison.rewards.tuples:world_tuples",
     "matching": "unison.rewards.matching:matching",
     "blip_bertscore": "unison.rewards.recaption:blip_bertscore",
