@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -44,7 +45,7 @@ class Args:
 
 def random_janus(path: str, folder: Path) -> None:
     """Writes a Janus of the published shape with random weights and the world's tokenizer."""
-    config = PUBLISHED[path].config()
+    config: Any = PUBLISHED[path].config()
     tokenizer = build_tokenizer(CorpusConfig())
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image_placeholder>")
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

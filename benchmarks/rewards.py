@@ -46,6 +46,7 @@ HOW = {
     "format": ROW_BY_ROW,
     "world": ROW_BY_ROW,
     "world_strict": ROW_BY_ROW,
+    "world_thought": ROW_BY_ROW,
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
     "jpeg_incompressible": ROW_BY_ROW,
