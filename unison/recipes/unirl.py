@@ -55,7 +55,7 @@ def tiny_janus_grpo() -> RunConfig:
 
     From the paper: 8 drawings a prompt, one answer about each, which rewards both. The paper's questions have sentences
     for answers that state all that was asked for; the world's have a word, so the reply's thought, which names every
-    object, is held against the prompt as well (`world_thought`): rewarded for the word alone, the drawings got worse and
+    object, is held against the prompt as well (`world_thought`): rewarded for the word alone, drawings got worse and
     the model agreed with itself (docs/log.md). Learning rate, steps and batch are those of `corl/tiny-unified`, no KL.
     docs/unirl.md has the figures.
     """
