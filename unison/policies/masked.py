@@ -308,6 +308,34 @@ def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Ten
     return weights > 0, weights
 
 
+def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random part of a drawing's decisions, to be scored from the rest of it as if they were one round.
+
+    A surrogate, not an unbiased estimate: the drawing was not drawn from such canvases, so these log-probabilities do
+    not add up to its own and their gradient points elsewhere. It costs one pass, whatever the rounds. With `least` = 1
+    all decisions are scored from an empty canvas (diffu-GRPO, arXiv 2504.12216), with 0 any share of them (UniGRPO,
+    arXiv 2505.15809), in between a large one (MaskGRPO, arXiv 2510.02880). There the ratio is to be taken under one
+    mask; here it follows from the seed. Left out: UniGRPO spreads the shares of a drawing's several updates evenly,
+    while here a drawing has one update.
+
+    Args:
+        mask: [N] bool, decisions that are trained; what else there is stays in view.
+        least: smallest share of them to score; the share is uniform between it and 1.
+        seed: of share and choice.
+
+    Returns:
+        order [N], 0 where scored and GIVEN elsewhere; the decisions to score [N] bool; and their weights [N], by which
+        a drawing counts as much as if all were scored.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = least + (1 - least) * float(torch.rand((), generator=generator))
+    trained = mask.nonzero().squeeze(1)
+    count = max(1, round(share * len(trained)))
+    wanted = torch.zeros_like(mask)
+    wanted[trained[torch.randperm(len(trained), generator=generator)[:count]]] = True
+    return torch.where(wanted, 0, GIVEN), wanted, wanted * (len(trained) / count)
+
+
 def _canvases(order: Tensor, wanted: Tensor) -> Tensor:
     """The (row, round) pairs that have a decision to score. [C, 2]"""
     row = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
