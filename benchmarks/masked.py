@@ -7,6 +7,7 @@ between its markers in docs/benchmarks.md (not with --quick, whose figures say l
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,8 @@ class Options:
     """CPU threads of both sides; 0 takes PyTorch's choice."""
     repeats: int = 3
     """Repetitions of each side, in turns."""
+    cpu_time: bool = False
+    """Count the seconds that the process computes, not those that pass: for a machine that others keep busy."""
     reply: int = 64
     """Tokens of a reply."""
     group: int = 8
@@ -73,6 +76,10 @@ class Options:
     """Guidance of drawings."""
     rounds: int = 18
     """Rounds of a drawing."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.process_time if self.cpu_time else time.perf_counter
 
 
 def build_showo(sizes: ShowOConfig = MEASURED) -> ShowO:
@@ -135,7 +142,7 @@ def _answering_rows(policy: ShowO, options: Options) -> Iterator[Row]:
     first, *others = [run() for run in sides.values()]
     assert len(first) == options.reply, "the random model ended its reply"
     assert all(torch.equal(first, other) for other in others), "both sides write the same reply"
-    seconds = interleaved(sides, options.repeats, warm_up=False)
+    seconds = interleaved(sides, options.repeats, options.clock, warm_up=False)
     what = f"answer in {options.reply} tokens about {policy.layout.image_tokens} image tokens"
     yield Row(what, seconds["unison"], seconds["published"], "published way, no cache", "s", "3")
     yield Row(what, seconds["unison"], seconds["last"], "no cache, logits of the last position alone", "s", "")
@@ -159,7 +166,7 @@ def drawing(policy: ShowO, group: int, sampling: Sampling) -> dict[str, Callable
 
 def _drawing_rows(policy: ShowO, options: Options) -> Iterator[Row]:
     sampling = Sampling(guidance=options.guidance, rounds=options.rounds)
-    seconds = interleaved(drawing(policy, options.group, sampling), options.repeats)
+    seconds = interleaved(drawing(policy, options.group, sampling), options.repeats, options.clock)
     what = f"draw {options.group} times {policy.layout.image_tokens} tokens in {options.rounds} rounds, guided, a batch"
     yield Row(what, seconds["together"], seconds["alone"], "one at a time", "s", "")
 
@@ -187,7 +194,7 @@ def updating(policy: ShowO, count: int, sampling: Sampling) -> dict[str, Callabl
 
 def _updating_rows(policy: ShowO, options: Options) -> Iterator[Row]:
     sampling = Sampling(guidance=options.guidance, rounds=options.rounds)
-    seconds = interleaved(updating(policy, options.trained, sampling), options.repeats)
+    seconds = interleaved(updating(policy, options.trained, sampling), options.repeats, options.clock)
     for name in SCORED:
         what = f"score {name} of {options.trained} drawings, guided, forward and backward"
         yield Row(what, seconds[name], seconds["all rounds"], f"all {options.rounds} rounds", "s", "")

@@ -302,6 +302,20 @@ def test_scoring_in_chunks_changes_neither_values_nor_gradients(
     assert_same_gradients(gradients(showo, chunked), expected)
 
 
+@pytest.mark.parametrize("positions", [1, 5 * N])
+def test_drawing_in_passes_of_a_few_canvases_changes_no_drawing(
+    showo: ShowO, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    contexts = [c for c in (Context((SHORT,)), Context((LONG,))) for _ in range(3)]
+    whole = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    monkeypatch.setattr(masked, "POSITIONS_PER_CPU_PASS", positions)
+    parts = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.order, b.order)
+        assert (a.logp - b.logp).abs().max() < CLOSE
+
+
 def test_prompts_are_computed_once_for_siblings_and_rounds(showo: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     run = masked.causal.run_prefixes
