@@ -13,12 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig
 
 from unison.config import OptimConfig, PolicyConfig
 from unison.policies import load_policy, masked
 from unison.policies.showo import ShowO, question
-from unison.policies.showo_net import ShowONetwork
 from unison.types import Action, Context, Latents, Sampling, Tokens
 from unison.world.render import render
 from unison.world.scene import sample
@@ -602,38 +600,25 @@ def test_a_missing_tokenizer_is_one_error(saved: Path, tmp_path: Path) -> None:
 # -- reading through CLIP --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip(showo: ShowO) -> ShowO:
-    """The same decoder with a random CLIP tower."""
-    torch.manual_seed(0)
-    tower = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=8
-    )
-    network = showo.network
-    other = ShowONetwork(replace(network.config, w_clip_vit=True), network.image_tokenizer.config, tower).eval()
-    other.load_state_dict(network.state_dict(), strict=False)
-    return ShowO(other, showo.tokenizer, PolicyConfig("tiny"))
-
-
-def test_through_clip_replay_holds_and_the_picture_matters(clip: ShowO) -> None:
-    drawing = own_drawing(clip)
+def test_through_clip_replay_holds_and_the_picture_matters(showo_clip: ShowO) -> None:
+    drawing = own_drawing(showo_clip)
     contexts = [Context((PICTURE, SHORT))] * 2 + [Context((drawing, LONG)), Context((LONG,))]
-    replies = clip.write(contexts, TEXT, range(4))
-    assert gap(clip(contexts, replies), replies) < CLOSE
-    assert gap(clip([Context((OTHER, SHORT))], replies[:1]), replies[:1]) > 1e-3
+    replies = showo_clip.write(contexts, TEXT, range(4))
+    assert gap(showo_clip(contexts, replies), replies) < CLOSE
+    assert gap(showo_clip([Context((OTHER, SHORT))], replies[:1]), replies[:1]) > 1e-3
 
 
-def test_through_clip_everyone_sees_the_image_and_only_it(clip: ShowO) -> None:
-    pieces = clip._pieces(Context((PICTURE, SHORT)))
-    seen = clip._seen(pieces)
+def test_through_clip_everyone_sees_the_image_and_only_it(showo_clip: ShowO) -> None:
+    pieces = showo_clip._pieces(Context((PICTURE, SHORT)))
+    seen = showo_clip._seen(pieces)
     before = len(cast(list, pieces[0].content))
-    assert pieces[0].content[0] == clip.layout.special("<|mmu|>")  # type: ignore[index]
+    assert pieces[0].content[0] == showo_clip.layout.special("<|mmu|>")  # type: ignore[index]
     assert seen.nonzero().flatten().tolist() == list(range(before, before + 9))
 
 
-def test_a_policy_that_reads_through_clip_is_saved_whole(clip: ShowO, tmp_path: Path) -> None:
-    clip.save(tmp_path / "clip")
-    same(clip, cast(ShowO, load_policy(PolicyConfig(str(tmp_path / "clip")))))
+def test_a_policy_that_reads_through_clip_is_saved_whole(showo_clip: ShowO, tmp_path: Path) -> None:
+    showo_clip.save(tmp_path / "clip")
+    same(showo_clip, cast(ShowO, load_policy(PolicyConfig(str(tmp_path / "clip")))))
 
 
 # -- scoring a part of the rounds ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from unison.types import Sampling
+from unison.types import RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class ScenarioConfig:
     is trained; or of both the policy's where the reference's is right, else the reference's."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+    relax_canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that extra pass: a random round's canvas, one masked at random, or all masked."""
 
     @property
     def asks_reference(self) -> bool:

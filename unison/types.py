@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
+RelaxedCanvas = Literal["masked", "random", "round"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise."""
+    """Seed of the Gumbel noise, and of the canvas."""
+    canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that pass (`policies.masked.masked_once_more`); others have no choice."""
 
 
 @dataclass(frozen=True, eq=False)

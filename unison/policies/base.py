@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.types import Action, Context, Modality, Part, Sampling, Scored, Tokens
+from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,6 +188,18 @@ def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[i
     for row, action in enumerate(actions):
         kinds.setdefault((action.modality, action.sampling), []).append(row)
     return kinds
+
+
+def relax_alike(drawings: Sequence[Relaxed], relax: Callable[[list[Relaxed], Sampling, float], Tensor]) -> Tensor:
+    """What `relax` makes of drawings of one sampling and one temperature, for drawings of any. [I, ...]"""
+    kinds: dict[tuple[Sampling, float], list[int]] = {}
+    for row, drawing in enumerate(drawings):
+        kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
+    found: dict[int, Tensor] = {}
+    for (sampling, temperature), rows in kinds.items():
+        alike = relax([drawings[row] for row in rows], sampling, temperature)
+        found |= dict(zip(rows, alike, strict=True))
+    return torch.stack([found[row] for row in range(len(drawings))])
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
