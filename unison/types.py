@@ -185,7 +185,7 @@ class TurnBatch:
 
     logp: Tensor  # [B, L] of the policy being trained; carries the gradient
     old_logp: Tensor  # [B, L] of the policy that sampled
-    reference_logp: Tensor | None  # [B, L] of the frozen reference
+    kl: Tensor | None  # [B, L] divergence from the frozen reference, if one is kept; carries the gradient
     advantage: Tensor  # [B]
     mask: Tensor  # [B, L] bool
     weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked
