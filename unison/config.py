@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,6 +296,7 @@ def check(config: RunConfig) -> None:
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for pattern, rate in optim.part_learning_rates.items():
+        _require(_is_regular(pattern), "optim.part_learning_rates: the name", pattern, "a regular expression")
         _require(rate > 0, f"optim.part_learning_rates[{pattern!r}]", rate, "above 0 (freeze with policy.frozen)")
     for name in ("image_clip", "image_kl_beta"):
         value = getattr(config.objective, name)
@@ -325,6 +327,14 @@ def _check_denoising(scenario: ScenarioConfig) -> None:
         _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
         _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
         _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
+
+
+def _is_regular(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
