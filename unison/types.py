@@ -148,13 +148,17 @@ class Item:
 
     id: str
     prompt: str | None = None
-    """What to draw."""
+    """What to draw, or how to change the picture."""
     image: Image | None = None
-    """The real image that the question is about."""
+    """The real image that the question is about, or that is edited."""
     question: str | None = None
     answer: str | None = None
     reply: str | None = None
     """A whole reply to imitate: the thought and the answer in the requested format."""
+    source_caption: str | None = None
+    """What the image shows."""
+    target_caption: str | None = None
+    """What an edit of it is to show."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
