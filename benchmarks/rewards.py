@@ -41,6 +41,7 @@ RANDOM = "random weights"
 HOW = {
     "accuracy": ROW_BY_ROW,
     "accuracy_soft": ROW_BY_ROW,
+    "math": ROW_BY_ROW,
     "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "format": ROW_BY_ROW,
@@ -50,6 +51,7 @@ HOW = {
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
     "jpeg_incompressible": ROW_BY_ROW,
+    "jpeg_kilobytes": ROW_BY_ROW,
     "brisque": "row by row: the package judges one picture a call",
     "ocr": "row by row: the package reads one picture a call",
     "ssim": f"{PAIRS} pairs a pass, no model",
@@ -63,6 +65,8 @@ HOW = {
     "blip_bertscore": f"{PASS}, captions of a BLIP of {RANDOM}, MiniLM",
     "blip_embedding": f"{PASS}, captions of a BLIP of {RANDOM}, MiniLM",
     "clip": f"{PASS}, CLIP of {RANDOM}",
+    "clip_direction": f"{BATCH // 2} pairs a pass, CLIP of {RANDOM}",
+    "clip_reconstruction": f"{BATCH // 2} pairs a pass, CLIP of {RANDOM}",
     "pickscore": f"{PASS}, CLIP of {RANDOM}",
     "hps": f"{PASS}, CLIP of {RANDOM}",
     "aesthetic": f"{PASS}, CLIP of {RANDOM}",
@@ -120,7 +124,15 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
             item = Item(str(i), prompt=description.prompt)
         else:
             real, image = _textured(image, word, 2 * i), _textured(image, word, 2 * i + 1)
-            item = Item(str(i), prompt=f'{description.prompt} "{word}"', image=real, question="?", answer="a circle")
+            item = Item(
+                str(i),
+                prompt=f'{description.prompt} "{word}"',
+                image=real,
+                question="?",
+                answer="a circle",
+                source_caption="a red circle",
+                target_caption=description.prompt,
+            )
         rows.append(Trajectory(item, (), images=(image,), texts=("<think> so </think><answer> circle </answer>",)))
     return rows
 

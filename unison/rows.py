@@ -21,6 +21,8 @@ COLUMNS = {
     "question": "qa_problem",
     "answer": "qa_solution",
     "reply": "qa_reply",
+    "source_caption": "source_caption",
+    "target_caption": "target_caption",
     "kind": "qa_type",
     "choices": "choices",
     "correct": "correct_choice_idx",
@@ -101,6 +103,8 @@ class RowReader:
             question=join(question, self.suffix, kind) if question else None,
             answer=answer,
             reply=text.get("reply"),
+            source_caption=text.get("source_caption"),
+            target_caption=text.get("target_caption"),
             kind=kind,
             task=text.get("task", "all"),
         )
