@@ -28,6 +28,7 @@ from unison.rollout import roll_out
 from unison.scenarios.common import Seeds
 from unison.stats import Estimate, task_mean
 from unison.types import Action, Context, Sampling, Scored, group_rows
+from unison.world.pretrain_showo import SAMPLED
 
 HEADER = "| scored | canvases a drawing | cosine, one choice | cosine, mean of {draws} choices |\n|---|---|---|---|"
 COMPARED = {**SCORED, "random masks of at least 0.7": OptimConfig(scoring="random_masks", least_masked=0.7)}
@@ -51,10 +52,12 @@ class Options:
     """Drawings of a prompt."""
     draws: int = 16
     """Random choices of each kind in each batch."""
-    guidance: float = 2.0
+    guidance: float = SAMPLED.guidance
     """Guidance of drawings."""
-    rounds: int = 8
+    rounds: int = SAMPLED.rounds
     """Rounds of a drawing."""
+    choice_temperature: float = SAMPLED.choice_temperature
+    """Weight of the noise in the choice of the positions to decide."""
     reward: str = "world"
     """Reward by name; `random` takes random numbers, for a model whose drawings earn nothing."""
 
@@ -87,7 +90,7 @@ def draw_batch(policy: Policy, options: Options, number: int) -> Batch:
         ValueError: no two siblings of it differ in reward, so that it has no gradient.
     """
     items = open_items("world", "train", DataConfig(), number, options.prompts)
-    image = Sampling(guidance=options.guidance, rounds=options.rounds)
+    image = Sampling(guidance=options.guidance, rounds=options.rounds, choice_temperature=options.choice_temperature)
     config = ScenarioConfig("t2i", group_size=options.group, image=image)
     prompts = [items[i] for i in range(options.prompts)]
     trajectories = roll_out(policy, scenarios.find("t2i"), prompts, config, Seeds(number, 0), chunk=options.prompts)
@@ -173,7 +176,10 @@ def main(options: Options) -> None:
         f"{options.batches} batches of {options.prompts} prompts x {options.group} drawings, reward {options.reward}; "
         "95% bootstrap intervals over batches"
     )
-    drawn = f"{options.checkpoint}: {options.rounds} rounds, guidance {options.guidance:g}"
+    drawn = (
+        f"{options.checkpoint}: {options.rounds} rounds, guidance {options.guidance:g}, choice temperature "
+        f"{options.choice_temperature:g}"
+    )
     text = "\n".join([*lines, "", circumstances("benchmarks.gradients", how, drawn)])
     print(text)
     if not options.quick:
