@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 
+from unison import recipes
 from unison.config import AdvantageConfig, ObjectiveConfig, PolicyConfig, RunConfig
 from unison.objectives.grpo import grpo
 from unison.policies import masked
@@ -18,7 +19,7 @@ from unison.policies.showo import ShowO
 from unison.recipes import corl
 from unison.train import Trainer
 from unison.train_log import RunLog
-from unison.types import Sampling, TurnBatch
+from unison.types import RelaxedCanvas, Sampling, TurnBatch
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +190,11 @@ class Spy:
         self.orders: dict[bytes, list[tuple[list[int], list[bool]]]] = {}
         forward = ShowO.forward
 
-        def noted(policy: ShowO, contexts: Any, actions: Any) -> Any:
+        def noted(policy: ShowO, contexts: Any, actions: Any, *anchors: Any) -> Any:
             for a in actions:
                 if a.modality == "image":
                     self.orders.setdefault(a.ids.numpy().tobytes(), []).append((a.order.tolist(), a.mask.tolist()))
-            return forward(policy, contexts, actions)
+            return forward(policy, contexts, actions, *anchors)
 
         monkeypatch.setattr(ShowO, "forward", noted)
 
@@ -279,3 +280,48 @@ def test_a_family_that_draws_token_by_token_refuses_one_pass_estimates(policy: J
     config = scored_by(small(tmp_path / "janus", tmp_path / "run"), "whole_canvas")
     with pytest.raises(ValueError, match=r"optim\.scoring = 'whole_canvas' needs a model that can mask drawings anew"):
         Trainer(config)
+
+
+# -- UniRL -------------------------------------------------------------------------------------------------------------
+
+
+def improving(checkpoint: Path, out: Path, method: str, **scenario: Any) -> RunConfig:
+    """A step of the tiny Show-o's own recipe on random weights."""
+    run = recipes.find(f"unirl/tiny-showo-{method}")()
+    assert isinstance(run, RunConfig)
+    return replace(
+        run,
+        policy=PolicyConfig(str(checkpoint)),
+        scenario=replace(run.scenario, text=Sampling(max_tokens=8), **scenario),
+        optim=replace(run.optim, steps=1, items_per_step=4, micro_batch_items=2, warmup_steps=0),
+        evaluation=replace(run.evaluation, items=6, during_items=6, every=0, gallery=2),
+        trackers=(),
+        out=out,
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "modalities"), [("grpo", {"image", "text"}), ("sft", {"text"}), ("sft-split", {"image", "text"})]
+)
+def test_every_way_of_self_improvement_trains_both_sides(
+    checkpoint: Path, tmp_path: Path, method: str, modalities: set[str]
+) -> None:
+    """The end-to-end one has no turn of drawing and yet trains what draws alone: the embedding of a masked position."""
+    trainer = trainer_of(improving(checkpoint, tmp_path / "run", method))
+    mask = cast(ShowO, trainer.policy).layout.mask
+    before = weights(trainer)["showo.model.embed_tokens.weight"][mask]
+    row = rows(trainer.train())[0]
+    assert {name.split("/")[0] for name in row if name.endswith("/grad_norm")} == modalities
+    assert all(row[f"{modality}/grad_norm"] > 0 for modality in modalities)
+    assert not torch.equal(weights(trainer)["showo.model.embed_tokens.weight"][mask], before)
+
+
+def test_a_step_through_drawings_differs_by_canvas_in_its_gradient_alone(checkpoint: Path, tmp_path: Path) -> None:
+    canvases = get_args(RelaxedCanvas)
+    found = [
+        rows(trainer_of(improving(checkpoint, tmp_path / canvas, "sft", relax_canvas=canvas)).train())[0]
+        for canvas in canvases
+    ]
+    assert len({round(row["grad_norm"], 5) for row in found}) == len(canvases)
+    for row in found:
+        assert row["loss"] == pytest.approx(found[0]["loss"], abs=1e-5)

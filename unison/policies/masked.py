@@ -34,7 +34,7 @@ SMALLEST = 1e-20  # below it probabilities and uniform numbers are lifted before
 
 # Canvas positions scored at once. Beyond it, canvases go through the network in chunks that are recomputed in the
 # backward pass, so that memory does not grow with the number of rounds.
-POSITIONS_PER_CHUNK = 16_384
+POSITIONS_PER_CHUNK = 8_192
 
 # Canvas positions read at once on a CPU where no gradient is taken: few enough for its caches, which made drawings of
 # 256 codes in batches of 8 a fifth faster; more of them at once gain a CPU nothing.
