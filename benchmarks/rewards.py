@@ -117,6 +117,7 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
     """What the reward judges: scenes of the world at their own size for its judge, else textured pictures of 384 pixels
     that show a word which their prompt quotes."""
     rng, rows = random.Random(0), []
+    answer, given = (r"\frac{1}{2}", "0.5") if reward == "math" else ("a circle", "circle")
     for i in range(count):
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         word, image = WORDS[i % len(WORDS)], render(scene)
@@ -129,11 +130,11 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
                 prompt=f'{description.prompt} "{word}"',
                 image=real,
                 question="?",
-                answer="a circle",
+                answer=answer,
                 source_caption="a red circle",
                 target_caption=description.prompt,
             )
-        rows.append(Trajectory(item, (), images=(image,), texts=("<think> so </think><answer> circle </answer>",)))
+        rows.append(Trajectory(item, (), images=(image,), texts=(f"<think> so </think><answer> {given} </answer>",)))
     return rows
 
 
