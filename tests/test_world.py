@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -24,6 +25,7 @@ from unison.world.scene import (
     Scene,
     Split,
     ask,
+    ask_stated,
     check,
     is_held_out,
     parse_prompt,
@@ -131,30 +133,34 @@ def test_every_task_has_held_out_scenes_of_several_kinds():
 # -- questions -----------------------------------------------------------------------------------------------
 
 
-def questions() -> list[tuple[Description, Scene, Question]]:
+Ask = Callable[[random.Random, Description, Scene], Question]
+
+
+def questions(asking: Ask = ask) -> list[tuple[Description, Scene, Question]]:
     rng = random.Random("ask")
-    return [(d, scene, ask(rng, d, scene)) for d, scene in samples("train") + samples("eval")]
+    return [(d, scene, asking(rng, d, scene)) for d, scene in samples("train") + samples("eval")]
 
 
-def answer_from(scene: Scene, task: str, text: str) -> str:
+def answer_from(scene: Scene, text: str) -> str:
     """Answers the question from the scene by a way of its own: by the shape that the question names."""
     named = [o for shape in SHAPES for o in scene if f" {shape}" in text and o.shape == shape]
-    match task:
-        case "single_object":
+    match text.split():
+        case ["What", "shape", "is", "in", *_]:
             return scene[0].shape
-        case "two_object":
+        case ["What", "shape", *_]:
             return next(o.shape for o in scene if o.shape != named[0].shape)
-        case "counting":
+        case ["How", "many", *_]:
             return NUMBER_WORDS[len(scene)]
-        case "position":
+        case ["Where", *_]:
             a, b = sorted(named, key=lambda o: text.index(o.shape))
             return str(relation_of((a.row, a.column), (b.row, b.column)))
         case _:
             return named[0].color
 
 
-def test_answers_are_right_about_the_scene():
-    wrong = [q for d, scene, q in questions() if q.answer != answer_from(scene, d.task, q.text)]
+@pytest.mark.parametrize("asking", [ask, ask_stated])
+def test_answers_are_right_about_the_scene(asking: Ask):
+    wrong = [q for _, scene, q in questions(asking) if q.answer != answer_from(scene, q.text)]
     assert wrong == []
 
 
@@ -170,16 +176,24 @@ def satisfying(rng: random.Random, description: Description) -> Scene:
             return scene
 
 
+def test_everything_that_a_prompt_states_is_asked_about():
+    """But for the shape of several objects, which no question's words are about."""
+    asked = {(d.task, q.answer in SHAPES) for d, _, q in questions(ask_stated)}
+    assert {task for task, of_shapes in asked if of_shapes} == set(TASKS) - {"counting"}
+    assert {task for task, of_shapes in asked if not of_shapes} == set(TASKS) - {"single_object", "two_object"}
+
+
+@pytest.mark.parametrize("asking", [ask, ask_stated])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_question_about_any_drawing_that_satisfies_the_prompt_has_the_items_answer(task: str):
+def test_the_question_about_any_drawing_that_satisfies_the_prompt_has_the_items_answer(task: str, asking: Ask):
     """So a model may be asked about its own drawing, which nobody has seen."""
     rng = random.Random(f"own:{task}")
-    asked = [(d, q) for d, _, q in questions() if d.task == task]
+    asked = [(d, q) for d, _, q in questions(asking) if d.task == task]
     wrong = [
         (d.prompt, q.text, scene)
         for d, q in asked
         for scene in (satisfying(rng, d) for _ in range(5))
-        if answer_from(scene, task, q.text) != q.answer
+        if answer_from(scene, q.text) != q.answer
     ]
     assert len(asked) > 400
     assert wrong == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from unison.types import Sampling
+from unison.types import Modality, Sampling
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    asked: Literal["task", "stated"] = "task"
+    """What the world's questions are about: what the item's task type is about, or anything that its prompt states."""
     excluded: str = ""
     """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -62,6 +64,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    """Which denoising steps inject noise and are trained as a run goes on, while the others are deterministic and cost
+    no gradient (MixGRPO, arXiv 2507.21802). One choice a step, so siblings always share it."""
+
+    kind: Literal["given", "sliding", "random"] = "given"
+    """Those of `image.noisy_steps` throughout, a run of neighbours that moves through the path, or a random set."""
+    size: int = 4
+    """Noisy steps of a sliding or random choice."""
+    every: int = 25
+    """Training steps after which a sliding choice moves on and a random one is drawn again."""
+    stride: int = 1
+    """Denoising steps by which a sliding choice moves; after the last it starts over."""
+
+
+@dataclass(frozen=True)
 class ScenarioConfig:
     """How the policy acts on an item."""
 
@@ -73,6 +90,8 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    window: WindowConfig = WindowConfig()
+    """Choice of the denoising steps that are trained."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
 
@@ -103,7 +122,12 @@ class ObjectiveConfig:
     clip_high: float = 0.2
     """Ratio clip above 1."""
     kl_beta: float = 0.0
-    """Weight of the k3 estimate of the KL divergence to the reference; 0 keeps no reference."""
+    """Weight of the KL divergence from the reference; 0 keeps no reference."""
+    image_clip: float | None = None
+    """Ratio clip on both sides for image decisions; None takes `clip_low` and `clip_high`. Ratios of denoising steps,
+    whose log-probabilities are means over latent dimensions, are clipped at 1e-4."""
+    image_kl_beta: float | None = None
+    """Weight of the KL divergence of image decisions; None takes `kl_beta`."""
     aggregation: Literal["sequence", "token", "constant"] = "sequence"
     """Mean over tokens then sequences, over all tokens, or sum over tokens divided by a constant length."""
     constant_length: int = 512
@@ -112,6 +136,24 @@ class ObjectiveConfig:
     """Weight of the loss of text decisions."""
     image_weight: float = 1.0
     """Weight of the loss of image decisions."""
+
+    def of(self, modality: Modality) -> ObjectiveConfig:
+        """The settings for decisions of one modality."""
+        if modality == "text":
+            return self
+        clip_low, clip_high = (
+            c if self.image_clip is None else self.image_clip for c in (self.clip_low, self.clip_high)
+        )
+        return dataclasses.replace(self, clip_low=clip_low, clip_high=clip_high, kl_beta=self._image_kl_beta)
+
+    @property
+    def _image_kl_beta(self) -> float:
+        return self.kl_beta if self.image_kl_beta is None else self.image_kl_beta
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the decisions of any modality are held near the reference."""
+        return self.kl_beta > 0 or self._image_kl_beta > 0
 
 
 @dataclass(frozen=True)
@@ -127,12 +169,14 @@ class OptimConfig:
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
     scored_rounds: int = 0
-    """Rounds of a masked decoding that are scored for each drawing, at random and with weights that keep the gradient
-    unbiased; 0 scores all."""
+    """Rounds of a masked decoding, or denoising steps, that are scored for each drawing, at random and with weights
+    that keep the gradient unbiased; 0 scores all."""
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
     learning_rate: float = 1e-6
     """Peak AdamW learning rate."""
+    part_learning_rates: dict[str, float] = field(default_factory=dict)
+    """Another rate for the parameters whose names match a regular expression; where several match, the first counts."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -165,6 +209,8 @@ class EvalConfig:
     """Items whose drawings and answers the report shows."""
     own_drawings: bool = False
     """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
+    noiseless: bool = False
+    """Denoise drawings without the noise that training explores with."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +294,12 @@ def check(config: RunConfig) -> None:
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
+    for pattern, rate in optim.part_learning_rates.items():
+        _require(rate > 0, f"optim.part_learning_rates[{pattern!r}]", rate, "above 0 (freeze with policy.frozen)")
+    for name in ("image_clip", "image_kl_beta"):
+        value = getattr(config.objective, name)
+        _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
+    _check_denoising(config.scenario)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
         _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
@@ -255,6 +307,24 @@ def check(config: RunConfig) -> None:
         first = sampling.choice_temperature
         _require(first >= 0, f"scenario.{name}.choice_temperature", first, "at least 0 (0 is off)")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
+
+
+def _check_denoising(scenario: ScenarioConfig) -> None:
+    image, window = scenario.image, scenario.window
+    _require(image.steps >= 1, "scenario.image.steps", image.steps, "at least 1")
+    _require(image.shift > 0, "scenario.image.shift", image.shift, "above 0 (1 is off)")
+    most = 1.0 if image.sde == "cps" else float("inf")
+    rule = f"between 0 and {most:g} for {image.sde!r}"
+    _require(0 <= image.noise_level <= most, "scenario.image.noise_level", image.noise_level, rule)
+    known = set(range(image.steps))
+    rule = f"different steps from 0 to {image.steps - 1}"
+    different = len(set(image.noisy_steps)) == len(image.noisy_steps)
+    _require(different and known.issuperset(image.noisy_steps), "scenario.image.noisy_steps", image.noisy_steps, rule)
+    if window.kind != "given":
+        rule = f"from 1 to scenario.image.steps = {image.steps}"
+        _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
+        _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
+        _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

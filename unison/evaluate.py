@@ -134,6 +134,8 @@ def evaluate(
         pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
     """
     single = dataclasses.replace(scenario, group_size=1)
+    if config.noiseless:
+        single = dataclasses.replace(single, image=dataclasses.replace(single.image, sde="ode"))
     seeds = Seeds(EVAL_SEED, 0)
     records = []
     with Progress(transient=True) as progress:

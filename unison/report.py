@@ -218,7 +218,7 @@ def compare_shares(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
             label,
             sum(map(len, kept[0].values())),
             [conditional(side) for side in kept],
-            conditional_difference(*kept) if len(kept) == 2 else None,
+            conditional_difference(kept[:1], kept[1:]) if len(kept) == 2 else None,
         )
         for label, kept in chosen
         if kept and all(map(is_met, kept))

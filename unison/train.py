@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from unison import checkpoint, scenarios
-from unison.config import OptimConfig, RunConfig, to_json
+from unison.config import ObjectiveConfig, OptimConfig, RunConfig, to_json
 from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, evaluate
@@ -27,7 +29,7 @@ from unison.report import write_report
 from unison.rewards import load_rewards, score
 from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
-from unison.scenarios.common import Seeds
+from unison.scenarios.common import Seeds, windowed
 from unison.train_log import RunLog
 from unison.types import Metrics, Modality, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
@@ -61,11 +63,11 @@ class Trainer:
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
-        if config.objective.kl_beta:
-            self.policy.keep_reference()
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer, self.schedule = build_optimizer(self.trained, config.optim)
+        optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        if config.objective.needs_reference:
+            self.policy.keep_reference()  # not before the weights are on their device
         self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
@@ -111,8 +113,9 @@ class Trainer:
         indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
         items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
         seeds = Seeds(config.seed, self.step)
+        scenario = windowed(config.scenario, seeds)
         return roll_out(
-            self.policy, self.scenario, items, config.scenario, seeds, chunk=config.optim.rollout_items or len(items)
+            self.policy, self.scenario, items, scenario, seeds, chunk=config.optim.rollout_items or len(items)
         )
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
@@ -139,12 +142,13 @@ class Trainer:
         for modality in MODALITIES:
             samples = [s for group in groups for s in group if s.turn.action.modality == modality]
             total = self._global_totals(totals([s.turn.action for s in samples]))
-            if not total.turns:
+            if not total.decisions:
                 continue
+            objective = self.config.objective.of(modality)
             sums: Metrics = {}
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
-                    loss, part = self.objective(self._batch(chunk, modality, total), self.config.objective)
+                    loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
@@ -152,7 +156,7 @@ class Trainer:
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         self._sum_gradients()
-        informative = self._any(s.advantage for group in groups for s in group) or self.config.objective.kl_beta > 0
+        informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.needs_reference
         return metrics | self._apply(informative)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
@@ -162,21 +166,24 @@ class Trainer:
             if chunk:
                 yield chunk
 
-    def _batch(self, samples: Sequence[Sample], modality: Modality, total: Totals) -> TurnBatch:
+    def _batch(
+        self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig
+    ) -> TurnBatch:
         contexts, whole = [s.turn.context for s in samples], [s.turn.action for s in samples]
-        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, self.config.objective)
+        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, objective)
         optim = self.config.optim
         actions, shares = self.policy.thin(whole, optim.scored_rounds, self.config.seed + self.step)
-        reference = None
-        if self.config.objective.kl_beta:
-            with torch.no_grad(), self.policy.reference():
-                reference = pad_stack(self.policy(contexts, actions))
-        logp = pad_stack(self.model(contexts, actions))
+        if objective.kl_beta:
+            with self.policy.reference():
+                anchors = self.policy.anchors(contexts, actions)
+            logp, kl = map(pad_stack, zip(*self.model(contexts, actions, anchors), strict=True))
+        else:
+            logp, kl = pad_stack(self.model(contexts, actions)), None
         mask = pad_stack([action.mask for action in actions]).to(logp.device)
         return TurnBatch(
             logp=logp,
             old_logp=pad_stack([action.logp for action in actions]).to(logp.device),
-            reference_logp=reference,
+            kl=kl,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
             weight=(weight * pad_stack(shares)).to(logp.device),
@@ -284,17 +291,38 @@ class Trainer:
 
 
 def build_optimizer(
-    parameters: Sequence[Tensor], config: OptimConfig
+    named: Iterable[tuple[str, Tensor]], config: OptimConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and its course of learning rates, one scheduler step per rollout."""
+    """AdamW on the trained ones of the named parameters and its course of learning rates, one scheduler step per
+    rollout.
+
+    Raises:
+        ValueError: a rate of a part that no trained parameter belongs to.
+    """
     from transformers import get_scheduler
 
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+    groups = parameter_groups([(name, p) for name, p in named if p.requires_grad], config)
+    optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     schedule = get_scheduler(name, optimizer, config.warmup_steps, config.steps)
     return optimizer, schedule
+
+
+def parameter_groups(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters with their learning rate, those without a rate of their own first."""
+    rates = config.part_learning_rates | {"": config.learning_rate}  # the empty pattern is found in every name
+    parts: dict[str, list[Tensor]] = {pattern: [] for pattern in rates}
+    for name, parameter in named:
+        parts[next(pattern for pattern in rates if re.search(pattern, name))].append(parameter)
+    rest = parts.pop("")
+    for pattern, members in parts.items():
+        if not members:
+            raise ValueError(
+                f"optim.part_learning_rates: {pattern!r} is the first match of no trained parameter; see policy.frozen "
+                "and the order of the patterns"
+            )
+    groups = [{"params": members, "lr": rates[pattern]} for pattern, members in parts.items()]
+    return [{"params": rest, "lr": rates[""]}, *groups] if rest else groups
 
 
 def _means(sums: Metrics) -> Metrics:

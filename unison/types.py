@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
+Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Sampling:
     choice_temperature: float = 1.0
     """Weight of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round, and
     0 decides the most confident."""
+    steps: int = 10
+    """Denoising steps of a drawing by flow matching; discrete drawings have no use for this and what follows."""
+    shift: float = 3.0
+    """Time shift of the noise schedule: above 1, more of the steps are taken at high noise."""
+    sde: Sde = "flow_grpo"
+    """Stochastic sampler (`policies.sde.spread` has their formulas); "ode" is deterministic and trains nothing."""
+    noise_level: float = 0.7
+    """Noise that the sampler injects in each noisy step; 0.7 goes with "flow_grpo", 0.3 with "dance_grpo"."""
+    noisy_steps: tuple[int, ...] = ()
+    """Steps, from 0, that inject noise and are trained, while the others are deterministic; empty takes all."""
 
     @property
     def scores_guided(self) -> bool:
@@ -71,7 +82,8 @@ class Latents:
     """A denoising path of a stochastic sampler with L steps.
 
     `logp[s]` is the Gaussian transition log-density of step s averaged over latent dimensions, `mask[s]` is true where
-    noise was injected and the step is trained.
+    noise was injected and the step is trained. States are float32 whatever the type of the network, so that replay
+    starts from what was sampled.
     """
 
     path: Tensor  # [L + 1, C, H, W]
@@ -173,7 +185,7 @@ class TurnBatch:
 
     logp: Tensor  # [B, L] of the policy being trained; carries the gradient
     old_logp: Tensor  # [B, L] of the policy that sampled
-    reference_logp: Tensor | None  # [B, L] of the frozen reference
+    kl: Tensor | None  # [B, L] divergence from the frozen reference, if one is kept; carries the gradient
     advantage: Tensor  # [B]
     mask: Tensor  # [B, L] bool
     weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked

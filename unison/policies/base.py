@@ -50,9 +50,21 @@ class Policy(nn.Module):
         """Samples an image action for every context."""
         raise NotImplementedError
 
-    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
-        """Log-probability [L] of every decision of every action, differentiable."""
+    def forward(
+        self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Log-probability [L] of every decision of every action, differentiable; with `anchors`, the divergence from
+        the reference below [2, L]."""
         raise NotImplementedError
+
+    def anchors(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+        """What the divergence of each action is measured from; to be called inside `reference()`.
+
+        Log-probabilities [L]. For actions whose divergence has a closed form a family gives what that form needs, such
+        as the means of transitions.
+        """
+        with torch.no_grad():
+            return self(contexts, actions)
 
     def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
         """The actions with fewer decisions to score, and what every decision [L] is to be weighted with in their place.

@@ -32,7 +32,7 @@ from unison.policies.base import (
     sampled,
     tokens_of,
 )
-from unison.policies.tokens import exponentials, relaxed_rows, uniforms
+from unison.policies.tokens import beside_divergence, exponentials, relaxed_rows, uniforms
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -118,13 +118,15 @@ class Janus(Policy):
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
-    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+    def forward(
+        self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         logps: dict[int, Tensor] = {}
         for (modality, sampling), rows in by_kind(actions).items():
             tokens = [tokens_of(actions[row]) for row in rows]
             scored = self._score([contexts[row] for row in rows], tokens, sampling, modality)
             logps |= dict(zip(rows, scored, strict=True))
-        return [logps[row] for row in range(len(actions))]
+        return beside_divergence([logps[row] for row in range(len(actions))], anchors)
 
     def _score(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality

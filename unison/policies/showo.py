@@ -44,7 +44,7 @@ from unison.policies.base import (
 )
 from unison.policies.showo_layout import SYSTEM_PROMPT, Layout
 from unison.policies.showo_net import ShowONetwork, read_network, write_network
-from unison.policies.tokens import uniforms
+from unison.policies.tokens import beside_divergence, uniforms
 from unison.policies.weights import fetch
 from unison.types import Action, Context, Latents, Relaxed, Sampling, Tokens
 
@@ -249,7 +249,9 @@ class ShowO(Policy):
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+    def forward(
+        self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Log-probability [L] of every decision of every action, differentiable; 0 for decisions of a drawing that its
         mask leaves out, whose rounds cost nothing."""
         logps: dict[int, Tensor] = {}
@@ -257,7 +259,7 @@ class ShowO(Policy):
             score = self._score_replies if modality == "text" else self._score_drawings
             scored = score([contexts[row] for row in rows], [tokens_of(actions[row]) for row in rows], sampling)
             logps |= dict(zip(rows, scored, strict=True))
-        return [logps[row] for row in range(len(actions))]
+        return beside_divergence([logps[row] for row in range(len(actions))], anchors)
 
     def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
         thinned: list[Action] = []

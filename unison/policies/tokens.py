@@ -87,6 +87,22 @@ def draw(
     return ids, step(conditional, sampling.temperature, ids=ids)[1], drawn
 
 
+def divergence(logp: Tensor, reference: Tensor) -> Tensor:
+    """KL divergence from the reference at each sampled decision, estimated from its log-probabilities. [L], same -> [L]
+
+    The estimate "k3" of Schulman 2020: unbiased under the policy that sampled, never negative.
+    """
+    gap = reference - logp
+    return gap.exp() - gap - 1
+
+
+def beside_divergence(logps: Sequence[Tensor], anchors: Sequence[Tensor] | None) -> list[Tensor]:
+    """Log-probabilities [L], or, where the reference's are given, with the divergence below [2, L]."""
+    if anchors is None:
+        return list(logps)
+    return [torch.stack([p, divergence(p, anchor)]) for p, anchor in zip(logps, anchors, strict=True)]
+
+
 def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
     """One-hot rows of given draws whose gradient is that of a Gumbel-softmax of the logits.
 

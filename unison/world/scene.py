@@ -17,7 +17,7 @@ alone, and only their scenes are new. Each shape, colour, count and relation on 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -243,6 +243,17 @@ def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
         case _:
             asked = rng.choice(scene)
             return _question(rng, f"What color is the {asked.shape} in the image?", asked.color, COLORS)
+
+
+def ask_stated(rng: random.Random, description: Description, scene: Scene) -> Question:
+    """A question about anything that the description states of the scene, in the words of `ask`.
+
+    What a prompt states decides which drawings are right, so over many questions a drawing is judged by all of it.
+    """
+    shapes = ["two_object"] if len(description.clauses) == 2 else ["single_object"] if len(scene) == 1 else []
+    task = rng.choice([*dict.fromkeys([*shapes, description.task])])
+    turned = scene[:: rng.choice((1, -1))] if task == "two_object" else scene
+    return ask(rng, replace(description, task=task), turned)
 
 
 def _question(rng: random.Random, text: str, answer: str, pool: tuple[str, ...]) -> Question:
