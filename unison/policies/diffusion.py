@@ -115,9 +115,11 @@ def velocity(
         [B, C, h, w] float32
     """
     expert = expert_of(transformer)
-    inputs: dict[str, Any] = {"hidden_states": pack(x) if expert.packed else x, "encoder_hidden_states": context}
-    inputs = {name: value.to(transformer.dtype) for name, value in inputs.items()}
-    inputs["timestep"] = sigma * expert.time(transformer.config)
+    inputs: dict[str, Any] = {
+        "hidden_states": (pack(x) if expert.packed else x).to(transformer.dtype),
+        "encoder_hidden_states": context.to(transformer.dtype),
+        "timestep": sigma * expert.time(transformer.config),
+    }
     if expert.pooled_width:
         assert pooled is not None
         inputs["pooled_projections"] = pooled.to(transformer.dtype)
@@ -135,7 +137,11 @@ def added(module: nn.Module, extra: Tensor | None) -> Iterator[None]:
     if extra is None:
         yield
         return
-    handle = module.register_forward_hook(lambda _module, _inputs, out: out + extra.to(out.dtype))
+
+    def add(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
+        return out + extra.to(out.dtype)
+
+    handle = module.register_forward_hook(add)
     try:
         yield
     finally:

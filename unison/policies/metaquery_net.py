@@ -225,12 +225,10 @@ def read_language_model(path: str, part: str, dtype: torch.dtype) -> Qwen2_5_VLF
     Raises:
         ValueError: it is of another kind, or its weights are not those of its configuration.
     """
-    from transformers import AutoConfig
-
-    kind = _read(path, part, lambda: AutoConfig.from_pretrained(path, subfolder=part)).model_type
+    kind = _json(path, f"{part}/config.json" if part else "config.json").get("model_type")
     if kind != "qwen2_5_vl":
         raise ValueError(f"{_name(path, part)}: model_type {kind!r} is not qwen2_5_vl; give a Qwen2.5-VL checkpoint")
-    load = Qwen2_5_VLForConditionalGeneration.from_pretrained
+    load: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained
     options: dict[str, Any] = {"subfolder": part, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     return _whole(path, part, lambda: load(path, **options))
 
@@ -258,17 +256,16 @@ def read_diffusion(path: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module,
 
 def read_scheduler(path: str) -> Any:
     """The flow-matching Euler scheduler with the shift that the folder's scheduler has, whichever class that is."""
-    from diffusers import FlowMatchEulerDiscreteScheduler as Euler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler as Euler
 
-    raw: Any = _read(path, "scheduler", lambda: Euler.load_config(path, subfolder="scheduler"))
+    raw = _json(path, "scheduler/scheduler_config.json")
     return Euler(shift=float(raw.get("flow_shift") or raw.get("shift") or 1.0))
 
 
 def _read_model(path: str, part: str, known: Any, dtype: torch.dtype) -> nn.Module:
     import diffusers
 
-    raw: Any = _read(path, part, lambda: diffusers.ConfigMixin.load_config(path, subfolder=part))
-    kind = raw.get("_class_name")
+    kind = _json(path, f"{part}/config.json").get("_class_name")
     if kind not in known:
         raise ValueError(f"{_name(path, part)}: class {kind!r} is not one of {', '.join(known)}")
     options: dict[str, Any] = {"subfolder": part, "torch_dtype": dtype, "use_safetensors": True}
@@ -294,6 +291,11 @@ def _read(path: str, part: str, load: Callable[[], Any]) -> Any:
 
 def _name(path: str, part: str) -> str:
     return f"{path}/{part}" if part else path
+
+
+def _json(path: str, name: str) -> dict[str, Any]:
+    file = _file(path, name)
+    return _read(path, name, lambda: json.loads(file.read_text()))
 
 
 def _file(path: str, name: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,13 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from unison.policies.base import is_reply
-from unison.types import Context, Latents, Part, Tokens
+from unison.types import Context, Latents, Part, Relaxed, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Picture: TypeAlias = "Image | Latents"
+Hides = Literal["nothing", "text", "source", "everything"]
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 CHAT_TEMPLATE = """
@@ -140,16 +141,17 @@ def turns(parts: Sequence[Part]) -> list[tuple[str, list[str | Tokens | Picture]
     return found or [("user", [""])]
 
 
-def pictures_of(context: Context) -> list[Picture]:
-    """The pictures and earlier drawings of a context, in order; the last is what an edit starts from."""
-    return [part for part in context.parts if not isinstance(part, str | Tokens)]  # type: ignore[misc]
+def source_of(context: Context) -> Picture | None:
+    """The last picture or earlier drawing of a context, from which an edit starts; None where it is to draw."""
+    pictures = [part for part in context.parts if not isinstance(part, str | Tokens)]
+    assert not any(isinstance(part, Relaxed) for part in pictures), "a scenario asks for the ability first"
+    return cast(Picture, pictures[-1]) if pictures else None
 
 
-def hidden(parts: Sequence[Part], what: str) -> list[Part]:
-    """A context's parts in a branch of guidance that hides "nothing", its "text", or "everything"."""
-    if what == "nothing":
-        return list(parts)
-    return [p for p in parts if what == "text" and not isinstance(p, str | Tokens)]
+def without(parts: Sequence[Part], hides: Hides) -> list[Part]:
+    """The parts of a context that are left when something is hidden."""
+    text, pictures = hides in ("text", "everything"), hides in ("source", "everything")
+    return [part for part in parts if not (text if isinstance(part, str | Tokens) else pictures)]
 
 
 def positions(runs: Sequence[Run], more: int = 0) -> Tensor:
@@ -180,15 +182,12 @@ def see_picture(picture: Image, processor: Any) -> Seen:
 
 def see_pixels(pixels: Tensor, processor: Any) -> Seen:
     """An image that never left the model, processed alike but never rounded. [3, H, W] in [0, 1]"""
-    patch, merge = processor.patch_size, processor.merge_size
-    size = smart_resize(
-        *pixels.shape[-2:], patch * merge, processor.size["shortest_edge"], processor.size["longest_edge"]
-    )
-    pixels = resized(pixels, size)
-    mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in (processor.image_mean, processor.image_std))
-    tiles = rearrange(
-        (pixels - mean) / std, "c (h m p) (w n q) -> (h w m n) c p q", m=merge, n=merge, p=patch, q=patch
-    )
+    patch, merge, limits = processor.patch_size, processor.merge_size, processor.size
+    rows, columns = pixels.shape[-2:]
+    size = smart_resize(rows, columns, patch * merge, limits["shortest_edge"], limits["longest_edge"])
+    mean, std = torch.tensor([processor.image_mean, processor.image_std], device=pixels.device).view(2, 3, 1, 1)
+    normal = (resized(pixels, size) - mean) / std
+    tiles = rearrange(normal, "c (h m p) (w n q) -> (h w m n) c p q", m=merge, n=merge, p=patch, q=patch)
     patches = repeat(tiles, "n c p q -> n (c t p q)", t=processor.temporal_patch_size)
     return Seen(patches, size[0] // patch // merge, size[1] // patch // merge)
 
@@ -212,4 +211,3 @@ def square(picture: Image, side: int) -> Image:
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2
     return picture.resize((side, side), Resampling.BICUBIC, (left, top, left + short, top + short))
-
