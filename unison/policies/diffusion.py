@@ -79,8 +79,9 @@ def pooled_width(transformer: nn.Module) -> int | None:
 
 def latent_channels(transformer: nn.Module) -> int:
     """C of its latents."""
+    packed = expert_of(transformer).packed
     channels: int = transformer.config.in_channels  # type: ignore[union-attr, assignment]
-    return channels // PACK**2 if expert_of(transformer).packed else channels
+    return channels // PACK**2 if packed else channels
 
 
 def embedder(transformer: nn.Module) -> nn.Module:

@@ -255,12 +255,12 @@ class MetaQuery(Policy):
                 x = sde.start(own, self.network.latent_shape, self.device)
                 drawn |= dict(zip(rows, sde.sample(velocity, x, schedule, sampling, own), strict=True))
         actions = [drawn[row] for row in range(len(contexts))]
-        if sampling.guidance == 1 or not sampling.score_conditional:
+        if not sampling.score_conditional:
             return actions
         return [replace(a, logp=p.cpu()) for a, p in zip(actions, self(contexts, actions), strict=True)]
 
     def _guided(self, contexts: Sequence[Context], sampling: Sampling, edit: bool, scored: bool = False) -> Guided:
-        conditional = scored and not sampling.scores_guided
+        conditional = scored and sampling.score_conditional
         shares: Shares = [("nothing", 1.0)] if conditional else branch_shares(sampling, edit)
         branches = [[Ask.of(context, hides) for context in contexts] for hides, _ in shares]
         return self._conditioned(branches, [share for _, share in shares], edit)

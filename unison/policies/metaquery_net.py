@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -376,7 +376,13 @@ def _side(transformer: Any) -> int:
     return side
 
 
-def parameters_of(network: MetaQueryNetwork) -> Sequence[tuple[str, int]]:
-    """Parameters of each part."""
-    parts = {"qwen": network.qwen, "bridge": network.bridge, "transformer": network.transformer, "vae": network.vae}
-    return [(name, sum(p.numel() for p in part.parameters())) for name, part in parts.items()]
+def write_joint(language_model: str, diffusion_model: str, joint: Joint, dtype: str, folder: Path) -> Path:
+    """Joins two checkpoints, see `join`, into a new folder.
+
+    Raises:
+        ValueError: as `join`, or the folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f"out = {str(folder)!r} exists: choose another folder")
+    write_parts(join(language_model, diffusion_model, joint, getattr(torch, dtype)), folder)
+    return folder
