@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import judges, memory, rewards, rollout, scoring
+from benchmarks import denoising, judges, memory, rewards, rollout, scoring
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
 from benchmarks.pages import DOCS, write_section
 from unison.policies.janus import Janus
 from unison.policies.shapes import JanusShape
 from unison.rewards import REWARDS, load_rewards
+from unison.types import Sampling
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,17 @@ def test_chunks_score_alike_in_half_the_memory() -> None:
     assert chunked.megabytes <= whole.megabytes / 2
 
 
+def test_steps_score_alike_together_and_one_by_one() -> None:
+    sides = denoising.sides(denoising.TOY, rows=3, sampling=Sampling(steps=4))
+    (logp, gradient), (one_by_one, gradient_one_by_one) = sides["together"](), sides["step by step"]()
+    assert logp.shape == (3, 4)
+    assert torch.allclose(logp, one_by_one, atol=1e-4)
+    assert gradient.norm() > 0
+    assert torch.allclose(gradient, gradient_one_by_one, atol=1e-4 * gradient.abs().max().item())
+    windowed, _ = sides["window"]()
+    assert torch.allclose(windowed[:, denoising.WINDOW[0]], logp[:, denoising.WINDOW[0]], atol=1e-4)
+
+
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
@@ -121,7 +133,7 @@ def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture
     assert page.read_text() == before
 
 
-@pytest.mark.parametrize("name", ["benchmarks.run", "benchmarks.rewards"])
+@pytest.mark.parametrize("name", ["benchmarks.run", "benchmarks.rewards", "benchmarks.denoising"])
 def test_every_benchmark_finds_its_section(name: str, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text((DOCS / "benchmarks.md").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,8 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
-    asked: Literal["task", "stated"] = "task"
-    """What the world's questions are about: what the item's task type is about, or anything that its prompt states."""
+    asked: Literal["task", "count"] = "task"
+    """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""
     """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -93,10 +94,18 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    answerer: Literal["policy", "reference", "both"] = "policy"
+    """Whose reply about the model's own drawing is judged: the policy's; the frozen reference's, and then drawing alone
+    is trained; or of both the policy's where the reference's is right, else the reference's."""
     window: WindowConfig = WindowConfig()
     """Choice of the denoising steps that are trained."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the frozen reference takes part in rollouts."""
+        return self.answerer != "policy"
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,8 @@ class ObjectiveConfig:
         return self.kl_beta if self.image_kl_beta is None else self.image_kl_beta
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the decisions of any modality are held near the reference."""
+    def has_penalty(self) -> bool:
+        """Whether a divergence from the reference is a part of the loss."""
         return self.kl_beta > 0 or self._image_kl_beta > 0
 
 
@@ -212,6 +221,9 @@ class EvalConfig:
     """Items whose drawings and answers the report shows."""
     own_drawings: bool = False
     """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that measure held-out drawings, and answers about them, without training on them; first that which judges
+    drawings where the world's judge cannot."""
     noiseless: bool = False
     """Denoise drawings without the noise that training explores with."""
 
@@ -246,6 +258,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run keeps the weights that it starts from."""
+        return self.objective.has_penalty or self.scenario.asks_reference
 
 
 @dataclass(frozen=True)
@@ -294,10 +311,24 @@ def check(config: RunConfig) -> None:
         config.scenario.relax_temperature,
         "above 0",
     )
+    _require(
+        not config.scenario.asks_reference or config.scenario.name in ("self_improve", "self_sft_split"),
+        "scenario.answerer",
+        config.scenario.answerer,
+        f"'policy' in {config.scenario.name!r}: self_improve and self_sft_split alone have replies about own drawings "
+        "that are judged",
+    )
+    _require(
+        config.data.eval != "prompts" or config.evaluation.own_drawings,
+        "evaluation.own_drawings",
+        config.evaluation.own_drawings,
+        "True with data.eval = 'prompts', whose questions are about the model's own drawings",
+    )
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for pattern, rate in optim.part_learning_rates.items():
+        _require(_is_regular(pattern), "optim.part_learning_rates: the name", pattern, "a regular expression")
         _require(rate > 0, f"optim.part_learning_rates[{pattern!r}]", rate, "above 0 (freeze with policy.frozen)")
     for name in ("image_clip", "image_kl_beta"):
         value = getattr(config.objective, name)
@@ -328,6 +359,14 @@ def _check_denoising(scenario: ScenarioConfig) -> None:
         _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
         _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
         _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
+
+
+def _is_regular(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -27,7 +27,7 @@ from unison.prompts import PromptItems, read_excluded
 from unison.rows import COLUMNS, OPTIONS, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, ask_stated, sample
+from unison.world.scene import TASKS, Split, ask, ask_count, sample
 
 if TYPE_CHECKING:
     import datasets
@@ -70,7 +70,7 @@ class WorldItems:
     suffix: Suffix
     seed: int
     size: int
-    asked: Literal["task", "stated"] = "task"
+    asked: Literal["task", "count"] = "task"
     skipped: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class WorldItems:
         task = TASKS[index % len(TASKS)]
         description, scene = sample(rng, task, self.split)
         image = render(scene)
-        question = (ask if self.asked == "task" else ask_stated)(rng, description, scene)
+        question = ask(rng, description, scene) if self.asked == "task" else ask_count(rng, scene)
         choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
         kind: AnswerKind = "multiple_choice" if choice else "open_ended"
         return Item(

@@ -23,6 +23,11 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def signed(x: float) -> str:
+    """Three decimals with a sign; a true minus sign."""
+    return "0.000" if abs(x) < 5e-4 else f"{x:+.3f}".replace("-", "−")
+
+
 def task_mean(values: Mapping[str, Sequence[float]]) -> Estimate:
     """Mean over tasks of the mean over items (GenEval's overall score); items are resampled within their task.
 

@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
-        self.rewards = load_rewards(config.rewards)
+        self.rewards, self.measures = load_rewards(config.rewards), load_rewards(config.evaluation.rewards)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -66,7 +66,7 @@ class Trainer:
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
-        if config.objective.needs_reference:
+        if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are on their device
         self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
@@ -156,7 +156,7 @@ class Trainer:
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         self._sum_gradients()
-        informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.needs_reference
+        informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
         return metrics | self._apply(informative)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
@@ -245,7 +245,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"):
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
-            result = evaluate(self.policy, items, config.scenario, config.evaluation, self.step, self.run)
+            settings = (config.scenario, config.evaluation, self.step, self.run, self.measures)
+            result = evaluate(self.policy, items, *settings)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)

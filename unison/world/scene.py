@@ -17,7 +17,7 @@ alone, and only their scenes are new. Each shape, colour, count and relation on 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -224,6 +224,18 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{o.color} {o.shape} {PLACES[round(o.row) * GRID + round(o.column)]}" for o in ordered)
 
 
+def parse_caption(text: str) -> Scene | None:
+    """Reads a caption back into its scene (the inverse of `caption`); None where it is no such caption."""
+    found = []
+    for phrase in text.split(","):
+        color, _, rest = phrase.strip().partition(" ")
+        shape, _, place = rest.partition(" ")
+        if color not in COLORS or shape not in SHAPES or place not in PLACES:
+            return None
+        found.append(Object(shape, color, *divmod(PLACES.index(place), GRID)))
+    return tuple(found)
+
+
 def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
     """The question of the description's task type about the scene."""
     first, second = scene[0], scene[-1]
@@ -233,8 +245,7 @@ def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
         case "two_object":
             return _question(rng, f"What shape is there besides the {first.shape}?", second.shape, SHAPES)
         case "counting":
-            numbers = tuple(NUMBER_WORDS.values())
-            return _question(rng, "How many shapes are in the image?", NUMBER_WORDS[len(scene)], numbers)
+            return ask_count(rng, scene)
         case "colors":
             return _question(rng, f"What color is the {first.shape}?", first.color, COLORS)
         case "position":
@@ -245,15 +256,10 @@ def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
             return _question(rng, f"What color is the {asked.shape} in the image?", asked.color, COLORS)
 
 
-def ask_stated(rng: random.Random, description: Description, scene: Scene) -> Question:
-    """A question about anything that the description states of the scene, in the words of `ask`.
-
-    What a prompt states decides which drawings are right, so over many questions a drawing is judged by all of it.
-    """
-    shapes = ["two_object"] if len(description.clauses) == 2 else ["single_object"] if len(scene) == 1 else []
-    task = rng.choice([*dict.fromkeys([*shapes, description.task])])
-    turned = scene[:: rng.choice((1, -1))] if task == "two_object" else scene
-    return ask(rng, replace(description, task=task), turned)
+def ask_count(rng: random.Random, scene: Scene) -> Question:
+    """The counting question, about any scene: it says nothing of what is to be seen."""
+    numbers = tuple(NUMBER_WORDS.values())
+    return _question(rng, "How many shapes are in the image?", NUMBER_WORDS[len(scene)], numbers)
 
 
 def _question(rng: random.Random, text: str, answer: str, pool: tuple[str, ...]) -> Question:
