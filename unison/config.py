@@ -34,6 +34,9 @@ class PolicyConfig:
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
+    states_per_pass: int = 0
+    """Noisy states that the diffusion transformer scores in one pass; those of several passes are computed once more in
+    the backward pass, which bounds memory. 0 takes all at once."""
 
 
 @dataclass(frozen=True)

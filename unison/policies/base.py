@@ -76,8 +76,8 @@ class Policy(nn.Module):
         """
         return [Scored(action, action.mask.float(), action.logp) for action in actions]
 
-    def encode(self, targets: Sequence[Target]) -> list[Tokens]:
-        """The actions that would have produced the given texts or images."""
+    def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
+        """The actions that would have produced the given texts or images; a target that is an action stays."""
         raise NotImplementedError
 
     def nll(self, contexts: Sequence[Context], targets: Sequence[Target]) -> Tensor:

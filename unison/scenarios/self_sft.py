@@ -17,7 +17,7 @@ from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import self_improve, t2i
 from unison.scenarios.common import Seeds, own_question_context, repeat
-from unison.types import Context, Item, Relaxed, Tokens, Trajectory, Turn
+from unison.types import Action, Context, Item, Relaxed, Tokens, Trajectory, Turn
 
 
 def end_to_end(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -47,6 +47,6 @@ def _relaxed(turn: Turn, config: ScenarioConfig, seed: int) -> Relaxed:
     return Relaxed(turn.context, turn.action, config.relax_temperature, seed, config.relax_canvas)
 
 
-def _answers(policy: Policy, items: Sequence[Item], config: ScenarioConfig) -> list[Tokens]:
+def _answers(policy: Policy, items: Sequence[Item], config: ScenarioConfig) -> list[Action]:
     """The items' answers as given actions, over the group."""
     return repeat(policy.encode([item.answer or "" for item in items]), config.group_size)
