@@ -28,12 +28,12 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
             "world world.scene world.render",
             "stats",
         ],
-        ["policies.decode"],
+        ["policies.decode", "objects"],
         ["policies.causal"],
     ],
     "L2 models, rewards, data": [
         ["world.judge"],
-        ["policies policies.*", "rewards rewards.*", "data rows prompts objects"],
+        ["policies policies.*", "rewards rewards.*", "data rows prompts wanted"],
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
