@@ -21,16 +21,18 @@ def read_prompts(path: Path) -> list[Item]:
         ValueError: no such file, no prompts in it, or a line that cannot be read; says which and why.
     """
     if not path.is_file():
-        raise ValueError(
-            f"prompts = {str(path)!r}: no such file; give GenEval's evaluation_metadata.jsonl or one like it"
-        )
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
+        raise ValueError(f"prompts = {str(path)!r}: no such file; give GenEval's evaluation_metadata.jsonl or its like")
+    lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+    rows = [_read_line(line, f"prompts = {str(path)!r}, line {number}") for number, line in lines if line.strip()]
+    if not rows:
         raise ValueError(f"prompts = {str(path)!r}: the file is empty; it needs a prompt a line")
-    return [_read_line(line, number, path) for number, line in enumerate(lines)]
+    return [
+        Item(id=f"{number:05d}", prompt=prompt, task=wanted.tag, wanted=wanted)
+        for number, (prompt, wanted) in enumerate(rows)
+    ]
 
 
-def _read_line(line: str, number: int, path: Path) -> Item:
+def _read_line(line: str, where: str) -> tuple[str, Wanted]:
     try:
         row = json.loads(line)
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
