@@ -21,6 +21,8 @@ from transformers import (
     CLIPProcessor,
     DetrConfig,
     DetrForObjectDetection,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     ResNetConfig,
 )
@@ -34,6 +36,8 @@ from unison.rewards.quality import AestheticHead
 from unison.world.scene import TASKS, sample
 
 KINDS: dict[str, tuple[str, ...]] = {
+    "llm_judge": ("causal",),
+    "llm_judge_soft": ("causal",),
     "blip_bertscore": ("blip", "encoder"),
     "blip_embedding": ("blip", "encoder"),
     "self_bertscore": ("encoder",),
@@ -84,7 +88,7 @@ def spec(name: str, folders: Mapping[str, str | Path]) -> str:
 def build(folder: Path, size: JudgeSize) -> dict[str, Path]:
     """Writes one checkpoint of each kind; returns their folders by kind."""
     torch.manual_seed(0)
-    words = build_tokenizer()
+    words, spoken = build_tokenizer(), build_tokenizer(more=("Yes", "No"))
     text, vision, side = size.text(len(words)), size.vision(), {"height": size.image, "width": size.image}
     clip: Any = CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)
     blip: Any = BlipConfig(text_config=text | {"encoder_hidden_size": size.width}, vision_config=vision)
@@ -100,6 +104,7 @@ def build(folder: Path, size: JudgeSize) -> dict[str, Path]:
         "image_reward": (ImageReward(wide), reader),
         "encoder": (BertModel(BertConfig(**deep)), words),
         "detector": (build_detector(size), DetrImageProcessorPil(size={"height": size.image, "width": size.image})),
+        "causal": (LlamaForCausalLM(_causal(size, len(spoken))), spoken),
     }
     for kind, (model, processor) in made.items():
         enlarge(model).save_pretrained(folder / kind)
@@ -109,14 +114,19 @@ def build(folder: Path, size: JudgeSize) -> dict[str, Path]:
     return {kind: folder / kind for kind in (*made, "head")}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the world as tokens, with the marks of BERT."""
+def _causal(size: JudgeSize, vocabulary: int) -> LlamaConfig:
+    fields: dict[str, Any] = size.text(vocabulary) | {"max_position_embeddings": 512}
+    return LlamaConfig(**{name: value for name, value in fields.items() if name != "sep_token_id"})
+
+
+def build_tokenizer(more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Words of the world, and more, as tokens, with the marks of BERT."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     rng = random.Random(0)
     words = {w for _ in range(300) for w in sample(rng, rng.choice(TASKS), "train")[0].prompt.split()}
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: i for i, word in enumerate([*marks, *sorted(words)])}
+    vocabulary = {word: i for i, word in enumerate([*marks, *sorted(words), *more])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]

@@ -9,26 +9,21 @@ writes docs/paradigms.md between its markers.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-import numpy as np
-import torch
 import tyro
 
 from benchmarks.pages import DOCS, write_section
-from benchmarks.training import folder, train
+from benchmarks.training import folder, over_seeds, side_by_side, spread, train
 from unison.config import EvalConfig, PolicyConfig
 from unison.data import open_items
 from unison.evaluate import Evaluation, by_task, evaluate
 from unison.merge import merge
 from unison.policies import load_policy, locate
 from unison.recipes.corl import tiny_unified
-from unison.stats import Estimate, task_mean
 
 BASE = "assets/tiny-janus"
 FINAL = "checkpoints/final"
@@ -174,12 +169,6 @@ def columns(found: dict[Task, dict[str, Evaluation]]) -> Columns:
 # -- the tables ------------------------------------------------------------------------------------------------------
 
 
-def over_seeds(runs: Sequence[dict[str, list[float]]]) -> tuple[Estimate, list[float]]:
-    """The mean over seeds with its interval over items, and the mean of each seed."""
-    averaged = {task: np.mean([run[task] for run in runs], axis=0).tolist() for task in runs[0]}
-    return task_mean(averaged), [task_mean(run).value for run in runs]
-
-
 def table(rows: dict[str, list[Columns]]) -> str:
     """Rows of paradigms: mean over seeds, its 95% interval over items, the least and the most of the seeds."""
     names = list(next(iter(rows.values()))[0])
@@ -188,8 +177,7 @@ def table(rows: dict[str, list[Columns]]) -> str:
         cells = []
         for name in names:
             mean, seeds = over_seeds([run[name] for run in runs])
-            spread = f"; {min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else ""
-            cells.append(f"{mean}{spread}")
+            cells.append(f"{mean}{spread(seeds)}")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -201,21 +189,13 @@ def finish(recipe: str, seed: int, rows: Iterable[Row], args: Args) -> None:
         scored(row, seed, args)
 
 
-def share_cores(workers: int) -> None:
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the runs, which are processes of their own
-    torch.set_num_threads(threads)
-
-
 def main(args: Args) -> None:
     """Trains, scores, writes."""
     rows_of: dict[str, list[Row]] = {}
     for row in (row for name in args.tables for row in TABLES[name].values()):
         rows_of.setdefault(row.recipe, []).append(row)
-    with ProcessPoolExecutor(args.workers, initializer=share_cores, initargs=(args.workers,)) as pool:
-        jobs = [pool.submit(finish, recipe, seed, rows_of[recipe], args) for seed in args.seeds for recipe in rows_of]
-        for job in jobs:
-            job.result()
+    jobs = [(finish, recipe, seed, rows_of[recipe], args) for seed in args.seeds for recipe in rows_of]
+    side_by_side(jobs, args.workers)
     for name in args.tables:
         rows = {"baseline": [columns(scored(BASELINE, 0, args))]}
         for label, row in TABLES[name].items():

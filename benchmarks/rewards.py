@@ -44,9 +44,12 @@ DETECTED = f"{AT_ONCE} in one pass of a DETR of {RANDOM}"
 HOW = {
     "accuracy": ROW_BY_ROW,
     "accuracy_soft": ROW_BY_ROW,
+    "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
+    "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "format": ROW_BY_ROW,
     "world": ROW_BY_ROW,
     "world_strict": ROW_BY_ROW,
+    "world_thought": ROW_BY_ROW,
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
     "jpeg_incompressible": ROW_BY_ROW,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,3 +165,43 @@ def checkpoint(policy: Janus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     policy.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def serve_chat() -> Iterator[Callable[..., str]]:
+    """Starts an HTTP server whose answers to POST are those of a function (body, headers) -> (status, body); returns
+    its address with a model, `http://127.0.0.1:port/v1#judge`."""
+    import json
+    import threading
+    from contextlib import suppress
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(answer: Callable[[dict[str, Any], Any], tuple[int, Any]]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections are kept
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self.headers["Client-Port"] = str(self.client_address[1])
+                known = self.path == "/v1/chat/completions"
+                status, told = answer(asked, self.headers) if known else (404, {"error": f"no {self.path}"})
+                body = told.encode() if isinstance(told, str) else json.dumps(told).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with suppress(BrokenPipeError):  # a client that has given up
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/v1#judge"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

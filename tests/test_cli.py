@@ -77,6 +77,25 @@ def test_a_reward_may_be_given_a_checkpoint(
     assert "rewards = 'clip:./nowhere'" in shown
 
 
+def test_a_reward_may_be_given_an_endpoint_which_is_tried(
+    serve_chat: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        asked.append(body["model"])
+        return 200, {"choices": [{"message": {"content": "Yes"}}]}
+
+    name = serve_chat(answer).replace("#judge", "#owner/my_Judge-1.5B:q4")
+    run(monkeypatch, "train", "unirl/tiny-janus-grpo", f"--rewards.llm-judge:{name}", "0.5", "--dry-run")
+    assert f"'llm_judge:{name}':0.5" in "".join(capsys.readouterr().out.split())
+    assert asked == ["owner/my_Judge-1.5B:q4"]
+    shown = fails(
+        monkeypatch, capsys, "train", "unirl/tiny-janus-grpo", "--rewards.llm-judge:http://h", "1", "--dry-run"
+    )
+    assert "write http://host:port/v1#model" in shown
+
+
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_every_recipe_passes_a_dry_run_without_a_download(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -142,6 +161,47 @@ def test_eval_scores_a_checkpoint_and_writes_records(
     run(monkeypatch, *words, "--own-drawings")
     assert "own_answer" in capsys.readouterr().out
     assert all(r["own_answer_correct"] is not None for r in json.loads(out.read_text())["records"])
+
+
+def test_eval_on_prompts_asks_about_what_was_drawn(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "result.json"
+    words = ("eval", str(checkpoint), "--data", "prompts", "--items", "6", "--max-tokens", "8", "--out", str(out))
+    run(monkeypatch, *words)
+    shown = capsys.readouterr().out
+    assert "own_answer" in shown
+    assert "two_object" in shown
+    assert "not judged" in shown
+    records = json.loads(out.read_text())["records"]
+    assert all(r["own_answer_correct"] is not None and r["drawing_correct"] is None for r in records)
+    run(monkeypatch, *words, "--rewards", "jpeg_compressible", "accuracy_soft")
+    assert "reward/jpeg_compressible" in capsys.readouterr().out
+    for record in json.loads(out.read_text())["records"]:
+        assert 0 < record["reward/jpeg_compressible"] < 1
+        assert record["reward/accuracy_soft"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data", "./nowhere.jsonl"), "nowhere.jsonl"),
+        (("--data", "prompts", "--excluded", "nowhere.jsonl"), "no such file; give GenEval's"),
+        (("--data", "prompts", "--rewards", "clop"), "'clop' is unknown; did you mean 'clip'"),
+        (("--data", "prompts", "--rewards", "llm_judge:http://127.0.0.1:1/v1#m"), "cannot be reached"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
+    words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert message in fails(monkeypatch, capsys, "eval", "no/model", *words)
+
+
+def test_a_run_that_evaluates_on_prompts_must_ask_about_its_drawings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = fails(monkeypatch, capsys, "train", "corl/tiny-unified", "--data.eval", "prompts", "--dry-run")
+    assert "evaluation.own_drawings = False: must be True with data.eval = 'prompts'" in shown
 
 
 def test_sample_draws_a_sheet_and_answers_a_question(

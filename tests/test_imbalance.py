@@ -61,18 +61,18 @@ def test_a_difference_is_between_the_shares_and_paired_by_item() -> None:
     rng = np.random.default_rng(0)
     before = {"one": [(bool(c), bool(e)) for c, e in rng.random((300, 2)) < 0.5]}
     better = {"one": [(c, e or i % 10 == 0) for i, (c, e) in enumerate(before["one"])]}
-    found = conditional_difference(before, better)
+    found = conditional_difference([before], [better])
     assert found.value == pytest.approx(conditional(better).value - conditional(before).value)
     assert 0 < found.low < found.value < found.high
     alone = conditional(before)
     assert found.high - found.low < alone.high - alone.low, "items in common cancel"
-    same = conditional_difference(before, before)
+    same = conditional_difference([before], [before])
     assert (same.low, same.value, same.high) == (0, 0, 0)
 
 
 def test_a_difference_needs_equal_suites() -> None:
     with pytest.raises(ValueError, match="hold different items"):
-        conditional_difference({"one": [(True, True)]}, {"two": [(True, True)]})
+        conditional_difference([{"one": [(True, True)]}], [{"two": [(True, True)]}])
 
 
 def test_each_category_and_its_gap_are_printed() -> None:

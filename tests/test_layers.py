@@ -32,13 +32,14 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ["policies.causal"],
     ],
     "L2 models, rewards, data": [
-        ["world.judge"],
+        ["world.judge", "endpoint"],
         ["policies policies.*", "rewards rewards.*", "data rows prompts wanted"],
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
         ["rollout", "checkpoint", "environment", "plan", "merge"],
         ["evaluate"],
+        ["drift"],
         ["report", "train_log", "chain"],
     ],
     "L5 training": [["train", "world.pretrain*"]],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pages import write_section
-from benchmarks.paradigms import FINAL, MERGED, TABLES, TASKS, Args, Row, Task, columns, over_seeds, scored, table
+from benchmarks.paradigms import FINAL, MERGED, TABLES, TASKS, Args, Row, Task, columns, scored, table
+from benchmarks.training import over_seeds
 from unison import recipes
 from unison.config import RunConfig
 from unison.evaluate import Evaluation

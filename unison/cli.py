@@ -9,11 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from unison.config import Chain, RunConfig, from_json
+
+if TYPE_CHECKING:
+    from unison.evaluate import Evaluation
+    from unison.policies.base import Policy
+    from unison.types import Item
 
 USAGE = """unison: reinforcement learning for unified multimodal models
 
@@ -22,6 +27,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --config <run>/config.json      repeat a run
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
+  unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
@@ -176,51 +182,107 @@ def _make_room(out: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Score a checkpoint on held-out items of the embedded world."""
+    """Score a checkpoint on held-out items."""
 
     checkpoint: tyro.conf.Positional[str]
     """Checkpoint folder, hub id or assets/<name>."""
+    data: str = "world"
+    """Held-out items: `world`, `prompts` (GenEval-style, with questions about the drawings), a path or a hub id."""
+    excluded: str = ""
+    """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     items: int = 600
     """Held-out items."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
-    """Form of the questions."""
+    """Form of the world's questions."""
     guidance: float = 1.75
     """Guidance scale of drawings."""
+    rounds: int = 18
+    """Rounds of masked decoding, in models that draw by it."""
     max_tokens: int = 48
     """Longest reply."""
     own_drawings: bool = False
-    """Also ask about each drawing, and show how far drawing and answering are apart."""
+    """Also ask about each drawing, and show how far drawing and answering are apart; always so with `prompts`."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that measure each drawing and the answer about it, such as `clip` and `llm_judge:<checkpoint>`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights."""
+    batch_size: int = 120
+    """Items drawn at a time."""
     out: Path | None = None
     """JSON file for the records."""
+
+    @property
+    def asks_own(self) -> bool:
+        return self.own_drawings or self.data == "prompts"
+
+
+NOT_JUDGED = (
+    "Whether the drawings are right was not judged: the world's judge reads the world's prompts alone. "
+    "Rewards that look at a drawing measure it: --rewards clip image_reward:<folder>"
+)
 
 
 def evaluate(words: Sequence[str]) -> None:
     """`eval <checkpoint>`"""
     args = tyro.cli(EvalArgs, args=list(words), prog="unison eval")
-    from rich.console import Console
-    from rich.table import Column, Table
-
     from unison import evaluate as evaluation
     from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
-    from unison.data import open_items
     from unison.policies import load_policy
-    from unison.recipes.corl import tiny_unified
+    from unison.rewards import load_rewards
     from unison.types import Sampling
 
-    data = dataclasses.replace(tiny_unified().data, questions=args.questions)
-    items = open_items("world", "eval", data, 0, args.items)
-    scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=Sampling(guidance=args.guidance))
-    policy = load_policy(PolicyConfig(args.checkpoint))
-    config = EvalConfig(items=args.items, own_drawings=args.own_drawings)
-    result = evaluation.evaluate(policy, [items[i] for i in range(len(items))], scenario, config)
-    tasks = sorted({r["task"] for r in result.records})
-    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *tasks)
-    for name, cells in evaluation.by_cut(result.records, tasks).items():
-        table.add_row(name, *cells)
-    Console().print(table)
+    items, rewards = _held_out(args), load_rewards(args.rewards)
+    policy = load_policy(PolicyConfig(args.checkpoint, dtype=args.dtype, compute_dtype=args.dtype))
+    if args.asks_own:
+        policy.require("draw", "asking about own drawings")
+    image = Sampling(guidance=args.guidance, rounds=args.rounds)
+    scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=image)
+    config = EvalConfig(items=args.items, own_drawings=args.asks_own, batch_size=args.batch_size)
+    result = evaluation.evaluate(_placed(policy), items, scenario, config, rewards=rewards)
+    _print_evaluation(result)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result.save(args.out.parent).rename(args.out)
+
+
+def _held_out(args: EvalArgs) -> Sequence[Item]:
+    """The items to evaluate on; the world's as the tiny recipes ask about it."""
+    from unison.config import DataConfig
+    from unison.data import open_items
+    from unison.recipes.corl import tiny_unified
+
+    if args.data == "world":
+        data = dataclasses.replace(tiny_unified().data, questions=args.questions)
+    else:
+        data = DataConfig(eval=args.data, excluded=args.excluded)
+    items = open_items(args.data, "eval", data, 0, args.items)
+    return [items[i] for i in range(min(args.items, len(items)))]
+
+
+def _placed(policy: Policy) -> Policy:
+    """The policy on the first GPU, if there is one."""
+    import torch
+
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _print_evaluation(result: Evaluation) -> None:
+    """The table of all figures by task, and what could not be judged."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from unison.evaluate import by_cut
+
+    console, tasks = Console(), sorted({record["task"] for record in result.records})
+    if not console.is_terminal:  # a file is as wide as its lines
+        console.width = max(console.width, 160)
+    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *tasks)
+    rows = by_cut(result.records, tasks)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console.print(table)
+    if "drawing" not in rows and any(record["prompt"] for record in result.records):
+        console.print(NOT_JUDGED)
 
 
 @dataclass(frozen=True)
@@ -332,12 +394,12 @@ def pretrain(words: Sequence[str]) -> None:
     families = ("janus", "showo")
     if not words or words[0] not in families:
         raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
+    from unison.world import pretrain_showo as showo
     from unison.world.pretrain import PretrainConfig, pretrain_janus
-    from unison.world.pretrain_showo import pretrain_showo
 
-    default = PretrainConfig(out=Path(f"runs/pretrain-{words[0]}"))
+    default, run = (PretrainConfig(), pretrain_janus) if words[0] == "janus" else (showo.DEFAULT, showo.pretrain_showo)
     config = tyro.cli(PretrainConfig, args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)
-    print((pretrain_janus if words[0] == "janus" else pretrain_showo)(config))
+    print(run(config))
 
 
 def recipes(words: Sequence[str]) -> None:

@@ -45,6 +45,8 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    asked: Literal["task", "count"] = "task"
+    """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""
     """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -73,8 +75,16 @@ class ScenarioConfig:
     """Sampling of text actions."""
     image: Sampling = Sampling(guidance=5.0)
     """Sampling of drawings."""
+    answerer: Literal["policy", "reference", "both"] = "policy"
+    """Whose reply about the model's own drawing is judged: the policy's; the frozen reference's, and then drawing alone
+    is trained; or of both the policy's where the reference's is right, else the reference's."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the frozen reference takes part in rollouts."""
+        return self.answerer != "policy"
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,9 @@ class EvalConfig:
     """Items whose drawings and answers the report shows."""
     own_drawings: bool = False
     """Also ask each item's question about the drawing: the imbalance of both sides, for one more reply an item."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that measure held-out drawings, and answers about them, without training on them; first that which judges
+    drawings where the world's judge cannot."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +210,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run keeps the weights that it starts from."""
+        return bool(self.objective.kl_beta) or self.scenario.asks_reference
 
 
 @dataclass(frozen=True)
@@ -244,6 +262,19 @@ def check(config: RunConfig) -> None:
         "scenario.relax_temperature",
         config.scenario.relax_temperature,
         "above 0",
+    )
+    _require(
+        not config.scenario.asks_reference or config.scenario.name in ("self_improve", "self_sft_split"),
+        "scenario.answerer",
+        config.scenario.answerer,
+        f"'policy' in {config.scenario.name!r}: self_improve and self_sft_split alone have replies about own drawings "
+        "that are judged",
+    )
+    _require(
+        config.data.eval != "prompts" or config.evaluation.own_drawings,
+        "evaluation.own_drawings",
+        config.evaluation.own_drawings,
+        "True with data.eval = 'prompts', whose questions are about the model's own drawings",
     )
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")

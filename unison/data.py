@@ -20,14 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from unison.config import DataConfig
 from unison.prompts import PromptItems, read_excluded
 from unison.rows import COLUMNS, OPTIONS, WANTED, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, sample
+from unison.world.scene import TASKS, Split, ask, ask_count, sample
 
 if TYPE_CHECKING:
     import datasets
@@ -70,6 +70,7 @@ class WorldItems:
     suffix: Suffix
     seed: int
     size: int
+    asked: Literal["task", "count"] = "task"
     skipped: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class WorldItems:
         task = TASKS[index % len(TASKS)]
         description, scene = sample(rng, task, self.split)
         image = render(scene)
-        question = ask(rng, description, scene)
+        question = ask(rng, description, scene) if self.asked == "task" else ask_count(rng, scene)
         choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
         kind: AnswerKind = "multiple_choice" if choice else "open_ended"
         return Item(
@@ -305,7 +306,7 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     """
     suffix = _suffix(config)
     if source == "world":
-        return WorldItems(split, config.questions, suffix, seed, size)
+        return WorldItems(split, config.questions, suffix, seed, size, config.asked)
     if source == "prompts":
         excluded = read_excluded(Path(config.excluded).expanduser()) if config.excluded else frozenset()
         return PromptItems(split, suffix, seed, size, excluded)

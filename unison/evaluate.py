@@ -2,6 +2,8 @@
 
 With `own_drawings` each item's question is also asked about the drawing. How often an answer is right where the drawing
 is, and the reverse, is what UniRL (arXiv 2505.23380) measures the imbalance of a unified model by: the gaps to 1.
+
+The world's judge reads the world's prompts alone. Other drawings, and answers about them, are measured by rewards.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from rich.progress import Progress
 
 from unison.config import EvalConfig, ScenarioConfig
 from unison.policies.base import Policy
+from unison.rewards import score
 from unison.rewards.text import is_formatted, is_right
 from unison.rollout import roll_out
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.stats import Estimate, conditional, task_mean
-from unison.types import Item, Trajectory
+from unison.types import Item, RewardFn, Trajectory
 from unison.world.judge import judge
 from unison.world.scene import parse_prompt
 
@@ -41,6 +44,7 @@ CONDITIONALS = {
 }
 """Conditional shares, and the fields of condition and event; both are about the model's own drawing."""
 
+REWARD = "reward/"  # begins the field of a measured reward
 Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
 
@@ -54,7 +58,7 @@ class Evaluation:
 
     def figures(self) -> dict[str, Estimate]:
         """Mean over task types of each figure that any item has, and the conditional shares, with their intervals."""
-        columns = {name: by_task(self.records, field) for name, field in FIGURES.items()}
+        columns = {name: by_task(self.records, field) for name, field in fields(self.records).items()}
         means = {name: task_mean(column) for name, column in columns.items() if column}
         return means | shares(self.records)
 
@@ -68,6 +72,16 @@ class Evaluation:
     @classmethod
     def load(cls, path: Path) -> Evaluation:
         return cls(**json.loads(path.read_text()))
+
+
+def fields(records: Sequence[Record]) -> dict[str, str]:
+    """Every figure that records may have, and its field: FIGURES, and the measured rewards under their own names."""
+    return FIGURES | {name: name for name in measured(records)}
+
+
+def measured(records: Iterable[Record]) -> list[str]:
+    """The fields of measured rewards, `reward/<name>`, in the order of the configuration."""
+    return list(dict.fromkeys(field for record in records for field in record if field.startswith(REWARD)))
 
 
 def by_task(records: Iterable[Record], field: str) -> dict[str, list[float]]:
@@ -98,7 +112,7 @@ def shares(records: Iterable[Record]) -> dict[str, Estimate]:
 def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, list[str]]:
     """Every figure and conditional share, with its gap to 1, as printed: over all tasks, then for each task."""
     rows: dict[str, list[str]] = {}
-    for name, field in FIGURES.items():
+    for name, field in fields(records).items():
         if columns := by_task(records, field):
             single = [columns.get(task) for task in tasks]
             rows[name] = [str(task_mean(columns)), *(f"{sum(v) / len(v):.3f}" if v else "-" for v in single)]
@@ -123,6 +137,7 @@ def evaluate(
     config: EvalConfig,
     step: int = 0,
     pictures: Path | None = None,
+    rewards: Mapping[str, RewardFn] | None = None,
 ) -> Evaluation:
     """Draws every item's prompt and answers every item's question, once each, with the run's own sampling.
 
@@ -132,8 +147,12 @@ def evaluate(
         items: held-out items; what an item lacks (prompt or question) is not evaluated.
         scenario: sampling of text and drawings.
         pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
+        rewards: what measures every drawing, with the answer about it where there is one.
+
+    Raises:
+        RuntimeError: a reward failed.
     """
-    single = dataclasses.replace(scenario, group_size=1)
+    single = dataclasses.replace(scenario, group_size=1, answerer="policy")  # whoever judges in training
     seeds = Seeds(EVAL_SEED, 0)
     records = []
     with Progress(transient=True) as progress:
@@ -141,6 +160,8 @@ def evaluate(
         for start in range(0, len(items), config.batch_size):
             batch = [items[i] for i in range(start, min(start + config.batch_size, len(items)))]
             drawn = _draw(batch, policy, single, seeds, config.own_drawings)
+            if rewards and drawn:
+                score(list(drawn.values()), rewards, {}, policy)
             asked = _roll("understanding", _asked(batch, config.own_drawings), policy, single, seeds)
             for number, item in enumerate(batch, start):
                 record = _record(item, drawn.get(item.id), asked.get(item.id))
@@ -191,7 +212,8 @@ def _record(item: Item, drawn: Trajectory | None, asked: Trajectory | None) -> R
         "question_image": None,
     }
     judged = _judged(item, drawn)
-    return record | judged | _about_own(item, drawn, judged["drawing_correct"])
+    measures = {f"{REWARD}{name}": value for name, value in (drawn.rewards if drawn else {}).items()}
+    return record | judged | _about_own(item, drawn, judged["drawing_correct"]) | measures
 
 
 def _about_own(item: Item, drawn: Trajectory | None, drawing_correct: bool | None) -> Record:

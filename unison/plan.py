@@ -30,7 +30,7 @@ def dry_run(config: RunConfig) -> None:
     """
     console = Console()
     scenario = scenarios.find(config.scenario.name)
-    load_rewards(config.rewards)
+    load_rewards([*config.rewards, *config.evaluation.rewards])
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
         f"{config.optim.items_per_step} items x {config.scenario.group_size} trajectories a step, "
@@ -122,7 +122,7 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
         "weights": size * frozen + copy,
         "gradients (and their copy for per-modality norms)": copy * (2 if config.optim.modality_grad_norms else 1),
         "AdamW states": 2 * copy,
-        "reference": copy if config.objective.kl_beta and not config.policy.lora_rank else 0,
+        "reference": copy if config.needs_reference and not config.policy.lora_rank else 0,
         "keys and values while drawing": _cache_size(config, shape),
         "activations of a micro-batch": _activation_size(config, shape),
         "drawings differentiated through": _relaxed_size(config, shape),

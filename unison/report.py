@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image
 
 from unison.config import RunConfig, from_json
-from unison.evaluate import Evaluation, is_met, pairs_by_task
-from unison.stats import Estimate, conditional, conditional_difference, task_difference, task_mean
+from unison.drift import Drift, find_drift
+from unison.evaluate import REWARD, Evaluation, is_met, measured, pairs_by_task
+from unison.stats import Estimate, conditional, conditional_difference, signed, task_difference, task_mean
 
 Row: TypeAlias = dict[str, Any]
 
@@ -185,13 +186,19 @@ class Comparison:
 
 def figure_by_task(sides: Sequence[Evaluation], name: str) -> list[dict[str, list[float]]]:
     """Values of a figure by task for each side, over the items that have it on every side, in one order."""
-    by_id = [{r["id"]: r for r in side.records if r[name] is not None} for side in sides]
+    by_id = [{r["id"]: r for r in side.records if r.get(name) is not None} for side in sides]
     shared = [i for i in by_id[0] if all(i in records for records in by_id)]
     values: list[dict[str, list[float]]] = [{} for _ in sides]
     for i in shared:
         for side, records in zip(values, by_id, strict=True):
             side.setdefault(by_id[0][i]["task"], []).append(float(records[i][name]))
     return values
+
+
+def labels_of(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Field and title of every figure: FIGURES, and the rewards that evaluations measured."""
+    names = measured(record for evaluation in evaluations for record in evaluation.records)
+    return FIGURES | {name: f"Measured {name.removeprefix(REWARD)}" for name in names}
 
 
 def compare(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
@@ -218,7 +225,7 @@ def compare_shares(sides: Sequence[Evaluation], name: str) -> list[Comparison]:
             label,
             sum(map(len, kept[0].values())),
             [conditional(side) for side in kept],
-            conditional_difference(*kept) if len(kept) == 2 else None,
+            conditional_difference(kept[:1], kept[1:]) if len(kept) == 2 else None,
         )
         for label, kept in chosen
         if kept and all(map(is_met, kept))
@@ -251,11 +258,6 @@ def verdict(results: dict[str, list[Comparison]]) -> str:
             parts.append(f"{label.lower()} {words[overall.direction]}")
     joined = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
     return joined[:1].upper() + joined[1:] + "." * bool(joined)
-
-
-def signed(x: float) -> str:
-    """Three decimals with a sign; a true minus sign."""
-    return "0.000" if abs(x) < 5e-4 else f"{x:+.3f}".replace("-", "−")
 
 
 # -- charts --------------------------------------------------------------------------------------------------
@@ -343,7 +345,7 @@ def evaluation_charts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]
     """Each figure over the evaluations of a run, on the items that all of them hold, with 95% bands."""
     charts = []
     steps = np.array([e.step for e in evaluations], float)
-    for name, label in FIGURES.items() if len(evaluations) > 1 else ():
+    for name, label in labels_of(evaluations).items() if len(evaluations) > 1 else ():
         values = figure_by_task(evaluations, name)
         if values[0]:
             found = [task_mean(side) for side in values]
@@ -351,6 +353,17 @@ def evaluation_charts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]
             caption = f"{sum(map(len, values[0].values()))} held-out items; band: 95% interval"
             charts.append(chart(label, caption, [Line(label, steps, y, (low, high))], dots=True))
     return charts
+
+
+def drift_chart(drift: Drift) -> dict[str, Any]:
+    """Agreement with oneself beside the judged score, over the evaluations of a run."""
+    steps = np.array(drift.steps, float)
+    lines = [
+        Line(label, steps, np.array([e.value for e in found]), tuple(np.array([(e.low, e.high) for e in found]).T))
+        for label, found in (("self-agreement", drift.agreement), (drift.judge, drift.judged))
+    ]
+    caption = f"{drift.items} held-out items that every evaluation holds; bands: 95% intervals"
+    return chart("Self-agreement beside the judge", caption, lines, dots=True)
 
 
 def metric_charts(rows: Sequence[Row]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
@@ -406,7 +419,8 @@ def _binned(values: Sequence[float], size: int) -> np.ndarray:
 
 def _view(run: Run) -> dict[str, Any]:
     sides = before_and_after(run.evaluations)
-    results = {label: rows for name, label in FIGURES.items() if (rows := compare(sides, name))}
+    results = {label: rows for name, label in labels_of(sides).items() if (rows := compare(sides, name))}
+    drift = find_drift(run.evaluations)
     sections, zero = metric_charts(run.metrics)
     return {
         "run": run,
@@ -417,6 +431,8 @@ def _view(run: Run) -> dict[str, Any]:
         "missing": _why_no_comparison(run, sides),
         "verdict": verdict(results),
         "imbalance": imbalance(sides),
+        "drift": drift,
+        "drift_chart": drift_chart(drift) if drift else None,
         "has_gap": set(SHARES.values()),
         "signed": signed,
         "gallery": _gallery(run, sides),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,11 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def signed(x: float) -> str:
+    """Three decimals with a sign; a true minus sign."""
+    return "0.000" if abs(x) < 5e-4 else f"{x:+.3f}".replace("-", "−")
 
 
 def task_mean(values: Mapping[str, Sequence[float]]) -> Estimate:
@@ -56,43 +62,53 @@ def _require_equal_suites(before: Mapping[str, Sequence[object]], after: Mapping
 # -- conditional shares ------------------------------------------------------------------------------------------------
 
 
-def conditional(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> Estimate:
-    """P(event | condition) over the items of all tasks, from (condition, event) pairs by task.
+Pairs: TypeAlias = Mapping[str, Sequence[tuple[bool, bool]]]
+"""(condition, event) of every item, by task."""
+
+
+def conditional(*runs: Pairs) -> Estimate:
+    """P(event | condition) over the items of all tasks, averaged over the runs given (seeds, on the same items).
 
     It is one share over all items that meet the condition, not a mean over tasks, of which some may have hardly any.
     Items are resampled within their task; a resample in which none meets the condition is left out.
 
     Raises:
-        ValueError: no item meets the condition.
+        ValueError: in a run no item meets the condition, or the runs hold different tasks or numbers of items.
     """
-    share = _share(pairs)
-    if share is None:
-        raise ValueError("no item meets the condition: its share is unknown")
-    return _interval(share, _resampled_shares(pairs))
+    shares, resampled = _shares(runs)
+    return _interval(np.mean(shares), resampled.mean(0))
 
 
-def conditional_difference(
-    before: Mapping[str, Sequence[tuple[bool, bool]]], after: Mapping[str, Sequence[tuple[bool, bool]]]
-) -> Estimate:
-    """`after - before` of conditional shares, items of equal place resampled together.
+def conditional_difference(before: Sequence[Pairs], after: Sequence[Pairs]) -> Estimate:
+    """`after - before` of conditional shares, each averaged over its runs, items of equal place resampled together.
 
     Raises:
-        ValueError: the two hold different tasks or numbers of items, or one has no item that meets the condition.
+        ValueError: as `conditional`.
     """
-    _require_equal_suites(before, after)
-    first, second = _share(before), _share(after)
-    if first is None or second is None:
+    shares, resampled = _shares([*before, *after])
+    first, second = slice(len(before)), slice(len(before), None)
+    return _interval(
+        np.mean(shares[second]) - np.mean(shares[first]), resampled[second].mean(0) - resampled[first].mean(0)
+    )
+
+
+def _shares(runs: Sequence[Pairs]) -> tuple[list[float], np.ndarray]:
+    """Each run's share, and its resamples [runs, RESAMPLES], which draw the same items in every run."""
+    for run in runs[1:]:
+        _require_equal_suites(runs[0], run)
+    shares = [share for run in runs if (share := _share(run)) is not None]
+    if len(shares) < len(runs):
         raise ValueError("no item meets the condition: its share is unknown")
-    # both start from one seed and one order of tasks, so they draw the same items
-    return _interval(second - first, _resampled_shares({t: after[t] for t in before}) - _resampled_shares(before))
+    # all start from one seed and one order of tasks, so they draw the same items
+    return shares, np.stack([_resampled_shares({task: run[task] for task in runs[0]}) for run in runs])
 
 
-def _share(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> float | None:
+def _share(pairs: Pairs) -> float | None:
     met = [event for rows in pairs.values() for condition, event in rows if condition]
     return sum(met) / len(met) if met else None
 
 
-def _resampled_shares(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> np.ndarray:
+def _resampled_shares(pairs: Pairs) -> np.ndarray:
     """NaN where no item meets the condition. [RESAMPLES]"""
     rng = np.random.default_rng(0)
     met, both = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
@@ -104,6 +120,6 @@ def _resampled_shares(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> np.nd
     return np.divide(both, met, out=np.full(RESAMPLES, np.nan), where=met > 0)
 
 
-def _interval(value: float, resampled: np.ndarray) -> Estimate:
+def _interval(value: float | np.floating, resampled: np.ndarray) -> Estimate:
     low, high = np.nanquantile(resampled, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
+    return Estimate(float(value), float(low), float(high))

@@ -53,7 +53,7 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
-        self.rewards = load_rewards(config.rewards)
+        self.rewards, self.measures = load_rewards(config.rewards), load_rewards(config.evaluation.rewards)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -61,11 +61,11 @@ class Trainer:
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
-        if config.objective.kl_beta:
-            self.policy.keep_reference()
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.trained, config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        if config.needs_reference:
+            self.policy.keep_reference()  # not before the weights are on their device
         self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
@@ -238,7 +238,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"):
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
-            result = evaluate(self.policy, items, config.scenario, config.evaluation, self.step, self.run)
+            settings = (config.scenario, config.evaluation, self.step, self.run, self.measures)
+            result = evaluate(self.policy, items, *settings)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)

@@ -108,7 +108,7 @@ class Policy(nn.Module):
     # -- the reference -------------------------------------------------------------------------------------------
 
     def keep_reference(self) -> None:
-        """Remembers the present weights as the reference of the KL term; adapters need no copy."""
+        """Remembers the present weights as the reference; adapters need no copy."""
         if not self._adapted:
             self._frozen_copy = {n: p.detach().clone() for n, p in self.network.named_parameters() if p.requires_grad}
 

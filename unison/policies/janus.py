@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import JanusForConditionalGeneration, JanusProcessor
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig
 from unison.policies import causal
@@ -91,7 +92,9 @@ class Janus(Policy):
         """
         network = load_network(path, config)
         try:
-            processor = JanusProcessor.from_pretrained(path)
+            processor: Any = JanusProcessor.from_pretrained(path)
+            # the same pixels with and without torchvision, for which `transformers` has another image processor
+            processor.image_processor = JanusImageProcessorPil.from_pretrained(path)
         except Exception as error:  # a missing or broken file raises by its kind
             raise ValueError(f"policy.path = {path!r}: cannot read its tokenizer and processor ({error})") from error
         return cls(network, processor, config)

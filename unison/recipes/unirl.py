@@ -51,12 +51,19 @@ def _supervised(run: RunConfig, advantage: AdvantageConfig) -> RunConfig:
 
 
 def tiny_janus_grpo() -> RunConfig:
-    """UniRL's GRPO on the bundled tiny Janus and the embedded world's prompts and questions.
+    """UniRL's GRPO on the bundled tiny Janus and the embedded world's prompts and questions: 2 CPU cores, 3 minutes.
 
-    From the paper: 8 drawings a prompt, one answer about each, right or wrong is the reward of both. Learning rate,
-    steps and batch are those of `corl/tiny-unified`, without KL: they have not been tuned for this method.
+    From the paper: 8 drawings a prompt, one answer about each, which rewards both. The paper's questions have sentences
+    for answers that state all that was asked for; the world's have a word, so the reply's thought, which names every
+    object, is held against the prompt as well (`world_thought`): rewarded for the word alone, drawings got worse and
+    the model agreed with itself (docs/log.md). Learning rate, steps and batch are those of `corl/tiny-unified`, no KL.
+    docs/unirl.md has the figures.
     """
-    return _tiny("tiny-janus-grpo", "self_improve")
+    return _thoughtful(_tiny("tiny-janus-grpo", "self_improve"))
+
+
+def _thoughtful(run: RunConfig) -> RunConfig:
+    return replace(run, rewards={"accuracy": 1.0, "world_thought": 2.0})
 
 
 def tiny_janus_sft() -> RunConfig:
@@ -64,12 +71,12 @@ def tiny_janus_sft() -> RunConfig:
 
     As many drawings a step as `unirl/tiny-janus-grpo`, one a prompt. Open in the paper and chosen here: Gumbel-softmax
     at temperature 1 on the logits that the drawing was drawn from, guided as in sampling, with noise under which the
-    drawing itself wins; the target is the bare answer. Learning rate and steps have not been tuned for this method.
-    `scenario.image.score_conditional` takes the conditional logits alone; a higher `scenario.relax_temperature` lessens
-    the share of the gradient that goes through the drawing.
+    drawing itself wins; the target is the bare answer; a tenth of GRPO's learning rate, for at 1e-4 and above drawings
+    are spoilt (docs/log.md). `scenario.image.score_conditional` takes the conditional logits alone; a higher
+    `scenario.relax_temperature` lessens the share of the gradient that goes through the drawing.
     """
     run = _supervised(_tiny("tiny-janus-sft", "self_sft"), AdvantageConfig(kind="constant"))
-    return replace(run, rewards={})
+    return _at(replace(run, rewards={}), 3e-5)
 
 
 def tiny_janus_sft_split() -> RunConfig:
@@ -77,9 +84,13 @@ def tiny_janus_sft_split() -> RunConfig:
 
     As many drawings a step as `unirl/tiny-janus-grpo`, one a prompt. Open in the paper and chosen here: the answer's
     loss counts whatever the drawing shows, the drawing's where the model's own sampled answer about it was right, both
-    as means over all drawings of the step. Learning rate and steps have not been tuned for this method.
+    as means over all drawings of the step; a third of GRPO's learning rate.
     """
-    return _supervised(_tiny("tiny-janus-sft-split", "self_sft_split"), AdvantageConfig(kind="reward"))
+    return _at(_supervised(_tiny("tiny-janus-sft-split", "self_sft_split"), AdvantageConfig(kind="reward")), 1e-4)
+
+
+def _at(run: RunConfig, learning_rate: float) -> RunConfig:
+    return replace(run, optim=replace(run.optim, learning_rate=learning_rate))
 
 
 # -- published checkpoints ---------------------------------------------------------------------------------------------
@@ -105,7 +116,8 @@ def janus_pro_1b_grpo() -> RunConfig:
 
     From the paper: group 8, learning rate 1e-5, six categories of prompts over 160 objects; KL 0.2 from the name of a
     released checkpoint. Open there and chosen here: the language model alone is trained, 500 steps of 8 prompts, and
-    free text is judged by its words' F1, where the paper asks a judge model. `--data.excluded` with GenEval's
+    free text is judged by its words' F1, where the paper asks a judge model, as `--rewards.accuracy-soft 0
+    --rewards.llm-judge 1` does. `--data.excluded` with GenEval's
     evaluation_metadata.jsonl keeps its test prompts out. Only the dry run has been run.
     """
     return _published("janus-pro-1b-grpo", "deepseek-community/Janus-Pro-1B")

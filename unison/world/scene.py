@@ -224,6 +224,18 @@ def caption(scene: Scene) -> str:
     return ", ".join(f"{o.color} {o.shape} {PLACES[round(o.row) * GRID + round(o.column)]}" for o in ordered)
 
 
+def parse_caption(text: str) -> Scene | None:
+    """Reads a caption back into its scene (the inverse of `caption`); None where it is no such caption."""
+    found = []
+    for phrase in text.split(","):
+        color, _, rest = phrase.strip().partition(" ")
+        shape, _, place = rest.partition(" ")
+        if color not in COLORS or shape not in SHAPES or place not in PLACES:
+            return None
+        found.append(Object(shape, color, *divmod(PLACES.index(place), GRID)))
+    return tuple(found)
+
+
 def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
     """The question of the description's task type about the scene."""
     first, second = scene[0], scene[-1]
@@ -233,8 +245,7 @@ def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
         case "two_object":
             return _question(rng, f"What shape is there besides the {first.shape}?", second.shape, SHAPES)
         case "counting":
-            numbers = tuple(NUMBER_WORDS.values())
-            return _question(rng, "How many shapes are in the image?", NUMBER_WORDS[len(scene)], numbers)
+            return ask_count(rng, scene)
         case "colors":
             return _question(rng, f"What color is the {first.shape}?", first.color, COLORS)
         case "position":
@@ -243,6 +254,12 @@ def ask(rng: random.Random, description: Description, scene: Scene) -> Question:
         case _:
             asked = rng.choice(scene)
             return _question(rng, f"What color is the {asked.shape} in the image?", asked.color, COLORS)
+
+
+def ask_count(rng: random.Random, scene: Scene) -> Question:
+    """The counting question, about any scene: it says nothing of what is to be seen."""
+    numbers = tuple(NUMBER_WORDS.values())
+    return _question(rng, "How many shapes are in the image?", NUMBER_WORDS[len(scene)], numbers)
 
 
 def _question(rng: random.Random, text: str, answer: str, pool: tuple[str, ...]) -> Question:
