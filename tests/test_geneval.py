@@ -134,15 +134,8 @@ def mask2former(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mask2former")
     stages = [f"stage{i}" for i in range(1, 5)]
-    backbone = SwinConfig(
-        image_size=128,
-        patch_size=32,
-        embed_dim=8,
-        depths=[1] * 4,
-        num_heads=[1] * 4,
-        window_size=2,
-        out_features=stages,
-    )
+    widths: Any = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2, "out_features": stages}
+    backbone = SwinConfig(image_size=128, patch_size=32, **widths)
     sizes = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32)
     sizes |= {"dim_feedforward": 32, "encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2}
     labels: Any = {"id2label": dict(enumerate(COCO)), "label2id": {noun: i for i, noun in enumerate(COCO)}}

@@ -39,7 +39,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     "L4 the parts of a run": [
         ["rollout", "checkpoint", "environment", "plan", "merge"],
         ["evaluate"],
-        ["drift"],
+        ["drift", "suites suites.*"],
         ["report", "train_log", "chain"],
     ],
     "L5 training": [["train", "world.pretrain*"]],
