@@ -23,12 +23,14 @@ from benchmarks.compare import Row, interleaved
 from benchmarks.pages import DOCS, write_section
 from benchmarks.run import conditions
 from unison.config import PolicyConfig
+from unison.objects import COCO
 from unison.policies import load_policy
 from unison.policies.base import Policy
 from unison.rewards import MINILM, REWARDS, load_rewards
 from unison.rewards.common import BATCH
+from unison.rewards.detect import AT_ONCE
 from unison.rewards.similarity import PAIRS
-from unison.types import Item, RewardFn, Trajectory
+from unison.types import Clause, Item, RewardFn, Trajectory, Wanted
 from unison.world.render import render
 from unison.world.scene import TASKS, sample
 
@@ -38,6 +40,7 @@ WORDS = ("open", "exit", "hello", "cafe")
 PASS = f"{BATCH} in one pass"
 ROW_BY_ROW = "no model, row by row"
 RANDOM = "random weights"
+DETECTED = f"{AT_ONCE} in one pass of a DETR of {RANDOM}"
 HOW = {
     "accuracy": ROW_BY_ROW,
     "accuracy_soft": ROW_BY_ROW,
@@ -71,6 +74,8 @@ HOW = {
     "hps": f"{PASS}, CLIP of {RANDOM}",
     "aesthetic": f"{PASS}, CLIP of {RANDOM}",
     "image_reward": f"{PASS}, BLIP of {RANDOM}",
+    "geneval": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_strict": f"{DETECTED}, CLIP of {RANDOM}",
 }
 """How each reward goes through a batch."""
 
@@ -133,6 +138,7 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
                 answer=answer,
                 source_caption="a red circle",
                 target_caption=description.prompt,
+                wanted=Wanted("colors", (Clause(COCO[i % 80], 1, "red"),)),
             )
         rows.append(Trajectory(item, (), images=(image,), texts=(f"<think> so </think><answer> {given} </answer>",)))
     return rows

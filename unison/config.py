@@ -342,11 +342,7 @@ def check(config: RunConfig) -> None:
         _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
     _check_denoising(config.scenario)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
-        _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
-        _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
-        _require(sampling.rounds >= 1, f"scenario.{name}.rounds", sampling.rounds, "at least 1")
-        first = sampling.choice_temperature
-        _require(first >= 0, f"scenario.{name}.choice_temperature", first, "at least 0 (0 is off)")
+        check_sampling(sampling, f"scenario.{name}.")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 
@@ -385,6 +381,22 @@ def _is_regular(pattern: str) -> bool:
     except re.error:
         return False
     return True
+
+
+def check_sampling(sampling: Sampling, prefix: str = "") -> None:
+    """Rejects settings that no policy can sample with.
+
+    Args:
+        prefix: what precedes the field's name where the user states it.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    _require(sampling.temperature > 0, f"{prefix}temperature", sampling.temperature, "above 0")
+    _require(sampling.guidance >= 1, f"{prefix}guidance", sampling.guidance, "at least 1 (1 is off)")
+    _require(sampling.rounds >= 1, f"{prefix}rounds", sampling.rounds, "at least 1")
+    first = sampling.choice_temperature
+    _require(first >= 0, f"{prefix}choice_temperature", first, "at least 0 (0 is off)")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

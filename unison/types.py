@@ -147,6 +147,30 @@ class Turn:
     """An advantage of its own; None takes the trajectory's. A given action that is imitated has 1."""
 
 
+@dataclass(frozen=True)
+class Clause:
+    """Equal objects that a drawing must show, or must not: an entry of GenEval's `include` or `exclude`."""
+
+    noun: str
+    """One of COCO's 80 classes, under GenEval's name."""
+    count: int = 1
+    color: str | None = None
+    position: tuple[str, int] | None = None
+    """Relation of these objects to those of the clause of that number, which comes earlier in `include`."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a drawing is judged by, as GenEval's prompt file states it (arXiv 2310.11513)."""
+
+    tag: str
+    """One of the six tasks."""
+    include: tuple[Clause, ...]
+    """All must hold."""
+    exclude: tuple[Clause, ...] = ()
+    """Nouns of which there must be fewer than `count`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """What an update scores of an action."""
@@ -177,6 +201,8 @@ class Item:
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
+    wanted: Wanted | None = None
+    """What the drawing must show, for judges that detect objects."""
 
 
 @dataclass(eq=False)
