@@ -265,7 +265,7 @@ def read_scheduler(path: str) -> Any:
 def _read_model(path: str, part: str, known: Any, dtype: torch.dtype) -> nn.Module:
     import diffusers
 
-    kind = _json(path, f"{part}/config.json").get("_class_name")
+    kind = str(_json(path, f"{part}/config.json").get("_class_name"))
     if kind not in known:
         raise ValueError(f"{_name(path, part)}: class {kind!r} is not one of {', '.join(known)}")
     options: dict[str, Any] = {"subfolder": part, "torch_dtype": dtype, "use_safetensors": True}
