@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unison.config import PolicyConfig
+from unison.config import OptimConfig, PolicyConfig
 from unison.policies import load_policy, masked
 from unison.policies.showo import ShowO, question
 from unison.types import Action, Context, Latents, Sampling, Tokens
@@ -298,6 +298,20 @@ def test_scoring_in_chunks_changes_neither_values_nor_gradients(
     chunked = showo(contexts, drawings)
     assert max((a - b).abs().max() for a, b in zip(whole, chunked, strict=True)) < CLOSE
     assert_same_gradients(gradients(showo, chunked), expected)
+
+
+@pytest.mark.parametrize("positions", [1, 5 * N])
+def test_drawing_in_passes_of_a_few_canvases_changes_no_drawing(
+    showo: ShowO, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    contexts = [c for c in (Context((SHORT,)), Context((LONG,))) for _ in range(3)]
+    whole = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    monkeypatch.setattr(masked, "POSITIONS_PER_CPU_PASS", positions)
+    parts = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.order, b.order)
+        assert (a.logp - b.logp).abs().max() < CLOSE
 
 
 def test_prompts_are_computed_once_for_siblings_and_rounds(showo: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,18 +644,19 @@ def test_a_part_of_the_rounds_has_the_gradient_of_all_on_average(showo: ShowO) -
 
 def test_a_part_of_the_rounds_depends_on_the_drawing_and_the_seed_alone(showo: ShowO) -> None:
     drawings = showo.draw([Context((SHORT,))] * 8, DRAWING, range(8))
-    together, _ = showo.thin(drawings, 2, seed=3)
-    alone = [showo.thin([d], 2, seed=3)[0][0] for d in drawings]
-    other, _ = showo.thin(drawings, 2, seed=4)
-    masks = [[a.mask.tolist() for a in actions] for actions in (together, alone, other)]
+    two = OptimConfig(scored_rounds=2)
+    together = showo.thin(drawings, two, seed=3)
+    alone = [showo.thin([d], two, seed=3)[0] for d in drawings]
+    other = showo.thin(drawings, two, seed=4)
+    masks = [[s.action.mask.tolist() for s in scored] for scored in (together, alone, other)]
     assert masks[0] == masks[1] != masks[2]
 
 
 def test_all_rounds_and_replies_are_left_as_they_are(showo: ShowO) -> None:
     actions = [own_drawing(showo), own_reply(showo)]
     for rounds in (0, 6, 100):
-        thinned, weights = showo.thin(actions, rounds, seed=0)
-        for action, before, weight in zip(thinned, actions, weights, strict=True):
-            assert torch.equal(action.mask, before.mask)
-            assert torch.equal(weight, before.mask.float())
-    assert showo.thin(actions, 1, seed=0)[0][1].mask.all()
+        for scored, before in zip(showo.thin(actions, OptimConfig(scored_rounds=rounds), seed=0), actions, strict=True):
+            assert torch.equal(scored.action.mask, before.mask)
+            assert torch.equal(scored.weight, before.mask.float())
+            assert scored.old_logp is before.logp
+    assert showo.thin(actions, OptimConfig(scored_rounds=1), seed=0)[1].action.mask.all()

@@ -134,6 +134,16 @@ class Turn:
 
 
 @dataclass(frozen=True, eq=False)
+class Scored:
+    """What an update scores of an action."""
+
+    action: Action
+    """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
+    weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
+    old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
+
+
+@dataclass(frozen=True, eq=False)
 class Item:
     """One row of a data set. Fields a scenario does not need may be None."""
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from unison.config import PolicyConfig
-from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
+from unison.config import OptimConfig, PolicyConfig
+from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,8 @@ class Policy(nn.Module):
 
     family: ClassVar[str]
     abilities: ClassVar[frozenset[str]]
-    """Subset of {"write", "draw", "edit", "relax drawings"}; the last is to read a `Relaxed` part of a context."""
+    """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew"}: the last but one is to read a
+    `Relaxed` part of a context, the last to score drawings by the one-pass estimates of `thin`."""
 
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
@@ -54,13 +55,14 @@ class Policy(nn.Module):
         """Log-probability [L] of every decision of every action, differentiable."""
         raise NotImplementedError
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        """The actions with fewer decisions to score, and what every decision [L] is to be weighted with in their place.
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        """What an update scores of each action, by `optim.scoring`; by default all of it.
 
-        A family whose scoring costs a pass for each of several rounds leaves out all but `rounds` of them, at random by
-        `seed` and the action itself, so that weighted sums are unbiased. Others, and 0, leave the actions as they are.
+        A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
+        weighted sums are unbiased, or a surrogate in a single pass. What is random depends on `seed` and the action
+        alone, so that the old, the trained and the reference policy score the same.
         """
-        return list(actions), [action.mask.float() for action in actions]
+        return [Scored(action, action.mask.float(), action.logp) for action in actions]
 
     def encode(self, targets: Sequence[Target]) -> list[Tokens]:
         """The actions that would have produced the given texts or images."""
@@ -93,7 +95,7 @@ class Policy(nn.Module):
         if verb not in self.abilities:
             raise ValueError(
                 f"{why} needs a model that can {verb}, but the {self.family} family can only "
-                f"{', '.join(sorted(self.abilities))}: choose another scenario or checkpoint"
+                f"{', '.join(sorted(self.abilities))}: choose another setting, scenario or checkpoint"
             )
 
     @property

@@ -36,6 +36,10 @@ SMALLEST = 1e-20  # below it probabilities and uniform numbers are lifted before
 # backward pass, so that memory does not grow with the number of rounds.
 POSITIONS_PER_CHUNK = 8_192
 
+# Canvas positions read at once on a CPU where no gradient is taken: few enough for its caches, which made drawings of
+# 256 codes in batches of 8 a fifth faster; more of them at once gain a CPU nothing.
+POSITIONS_PER_CPU_PASS = 1_024
+
 
 class Chance(Protocol):
     """Where the randomness of a batch of drawings comes from."""
@@ -140,6 +144,14 @@ class Reader:
 
     def states(self, canvas: Tensor, rows: causal.Rows) -> Tensor:
         """States of all positions, in both branches of guidance. [C, N] -> [C or 2C, N, D]"""
+        if torch.is_grad_enabled() or canvas.device.type != "cpu":
+            return self._states(canvas, rows)
+        size = max(1, POSITIONS_PER_CPU_PASS // (canvas.shape[1] * (1 if rows.unconditional is None else 2)))
+        parts = [slice(start, start + size) for start in range(0, len(canvas), size)]
+        both = [rows.some(part).split(self._states(canvas[part], rows.some(part))) for part in parts]
+        return torch.cat([c for c, _ in both] + [u for _, u in both if u is not None])
+
+    def _states(self, canvas: Tensor, rows: causal.Rows) -> Tensor:
         branches = rows.branches()
         embeds = rows.repeat(self.embed(canvas))
         length = embeds.shape[1]
@@ -262,8 +274,7 @@ def score(
     def of_chunk(row: Tensor, t: Tensor) -> Tensor:
         canvas = codes[row].masked_fill(order[row] >= t[:, None], mask)
         own = wanted[row] & (order[row] == t[:, None])
-        unconditional = None if rows.unconditional is None else rows.unconditional[row]
-        some = causal.Rows(rows.prefix[row], unconditional)
+        some = rows.some(row)
         c, u = some.split(reader.states(canvas, some))
         return tokens.score(head, c[own], codes[row][own], sampling, None if u is None else u[own])
 
@@ -378,6 +389,34 @@ def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Ten
         taken = run[torch.randint(len(run), (1,), generator=generator)]
         weights[mask & (order == taken)] = len(run)
     return weights > 0, weights
+
+
+def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random part of a drawing's decisions, to be scored from the rest of it as if they were one round.
+
+    A surrogate, not an unbiased estimate: the drawing was not drawn from such canvases, so these log-probabilities do
+    not add up to its own and their gradient points elsewhere. It costs one pass, whatever the rounds. With `least` = 1
+    all decisions are scored from an empty canvas (diffu-GRPO, arXiv 2504.12216), with 0 any share of them (UniGRPO,
+    arXiv 2505.15809), in between a large one (MaskGRPO, arXiv 2510.02880). There the ratio is to be taken under one
+    mask; here it follows from the seed. Left out: UniGRPO spreads the shares of a drawing's several updates evenly,
+    while here a drawing has one update.
+
+    Args:
+        mask: [N] bool, decisions that are trained; what else there is stays in view.
+        least: smallest share of them to score; the share is uniform between it and 1.
+        seed: of share and choice.
+
+    Returns:
+        order [N], 0 where scored and GIVEN elsewhere; the decisions to score [N] bool; and their weights [N], by which
+        a drawing counts as much as if all were scored.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = least + (1 - least) * float(torch.rand((), generator=generator))
+    trained = mask.nonzero().squeeze(1)
+    count = max(1, round(share * len(trained)))
+    wanted = torch.zeros_like(mask)
+    wanted[trained[torch.randperm(len(trained), generator=generator)[:count]]] = True
+    return torch.where(wanted, 0, GIVEN), wanted, wanted * (len(trained) / count)
 
 
 def _canvases(order: Tensor, wanted: Tensor) -> Tensor:

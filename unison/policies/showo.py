@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from unison.config import PolicyConfig
+from unison.config import OptimConfig, PolicyConfig
 from unison.policies import causal, magvit, masked
 from unison.policies.base import (
     Policy,
@@ -51,7 +51,7 @@ from unison.policies.showo_layout import SYSTEM_PROMPT, Layout
 from unison.policies.showo_net import ShowONetwork, read_network, write_network
 from unison.policies.tokens import exponentials, uniforms
 from unison.policies.weights import fetch
-from unison.types import Action, Context, Latents, Relaxed, Sampling, Tokens
+from unison.types import Action, Context, Latents, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +72,7 @@ class ShowO(Policy):
     """The Show-o family (arXiv 2408.12528)."""
 
     family = "showo"
-    abilities = frozenset({"write", "draw", "relax drawings"})
+    abilities = frozenset({"write", "draw", "relax drawings", "mask drawings anew"})
     network: ShowONetwork
 
     def __init__(self, network: ShowONetwork, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig) -> None:
@@ -310,17 +310,9 @@ class ShowO(Policy):
             logps |= dict(zip(rows, scored, strict=True))
         return [logps[row] for row in range(len(actions))]
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        thinned: list[Action] = []
-        weights: list[Tensor] = []
-        for action in map(tokens_of, actions):
-            mask, weight = action.mask, action.mask.float()
-            if rounds and action.modality == "image":
-                own = zlib.crc32(action.ids.numpy().tobytes(), seed)
-                mask, weight = masked.some_rounds(action.order, action.mask, rounds, own)
-            thinned.append(replace(action, mask=mask))
-            weights.append(weight)
-        return thinned, weights
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        whole = super().thin(actions, optim, seed)
+        return [_thin_drawing(tokens_of(s.action), optim, seed) if s.action.modality == "image" else s for s in whole]
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -411,6 +403,17 @@ class ShowO(Policy):
 
     def _reply_ids(self, reply: Tokens) -> list[int]:
         return [i for i in reply.ids.tolist() if i != self.layout.eot]
+
+
+def _thin_drawing(drawing: Tokens, optim: OptimConfig, seed: int) -> Scored:
+    own = zlib.crc32(drawing.ids.numpy().tobytes(), seed)
+    if optim.scoring == "rounds":
+        rounds = optim.scored_rounds or len(drawing)
+        wanted, weight = masked.some_rounds(drawing.order, drawing.mask, rounds, own)
+        return Scored(replace(drawing, mask=wanted), weight, drawing.logp)
+    least = 1.0 if optim.scoring == "whole_canvas" else optim.least_masked
+    order, wanted, weight = masked.one_pass(drawing.mask, least, own)
+    return Scored(replace(drawing, order=order, mask=wanted), weight, None)
 
 
 def images_of(context: Context) -> list[Picture]:
