@@ -180,8 +180,8 @@ def _canvas_positions(config: RunConfig, model: Sizes, rows: int) -> int:
     """Positions that are scored at once of a drawing's rounds; none where drawings are not scored."""
     if scenarios.find(config.scenario.name).relaxes:
         return 0
-    image = config.scenario.image
-    rounds = min(config.optim.scored_rounds or image.rounds, image.rounds)
+    image, optim = config.scenario.image, config.optim
+    rounds = min(optim.scored_rounds or image.rounds, image.rounds) if optim.scoring == "rounds" else 1
     whole = rows * rounds * _branches(image.scores_guided) * model.image_tokens
     return min(whole, max(POSITIONS_PER_CHUNK, model.image_tokens))
 
