@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Modality = Literal["text", "image"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
 Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
+RelaxedCanvas = Literal["masked", "random", "round"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise."""
+    """Seed of the Gumbel noise, and of the canvas."""
+    canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that pass (`policies.masked.masked_once_more`); others have no choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +143,16 @@ class Turn:
     action: Action
     advantage: float | None = None
     """An advantage of its own; None takes the trajectory's. A given action that is imitated has 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What an update scores of an action."""
+
+    action: Action
+    """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
+    weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
+    old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ def split(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: 
 
 def _relaxed(turn: Turn, config: ScenarioConfig, seed: int) -> Relaxed:
     assert isinstance(turn.action, Tokens), "a denoising path needs no relaxation: differentiate its samples"
-    return Relaxed(turn.context, turn.action, config.relax_temperature, seed)
+    return Relaxed(turn.context, turn.action, config.relax_temperature, seed, config.relax_canvas)
 
 
 def _answers(policy: Policy, items: Sequence[Item], config: ScenarioConfig) -> list[Tokens]:
