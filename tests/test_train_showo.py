@@ -280,7 +280,6 @@ def test_a_family_that_draws_token_by_token_refuses_one_pass_estimates(policy: J
     config = scored_by(small(tmp_path / "janus", tmp_path / "run"), "whole_canvas")
     with pytest.raises(ValueError, match=r"optim\.scoring = 'whole_canvas' needs a model that can mask drawings anew"):
         Trainer(config)
-<<<<<<< HEAD
 
 
 # -- UniRL -------------------------------------------------------------------------------------------------------------
@@ -326,5 +325,3 @@ def test_a_step_through_drawings_differs_by_canvas_in_its_gradient_alone(checkpo
     assert len({round(row["grad_norm"], 5) for row in found}) == len(canvases)
     for row in found:
         assert row["loss"] == pytest.approx(found[0]["loss"], abs=1e-5)
-=======
->>>>>>> wip-showo
