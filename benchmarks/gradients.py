@@ -6,6 +6,7 @@ writes it between its markers in docs/benchmarks.md (not with --quick, whose fig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,10 @@ from unison.stats import Estimate, task_mean
 from unison.types import Action, Context, Sampling, Scored, group_rows
 from unison.world.pretrain_showo import SAMPLED
 
-HEADER = "| scored | canvases a drawing | cosine, one choice | cosine, mean of {draws} choices |\n|---|---|---|---|"
+HEADER = (
+    "| scored | canvases a drawing | cosine, one choice | cosine, mean of {draws} choices | if unbiased |\n"
+    "|---|---|---|---|---|"
+)
 COMPARED = {**SCORED, "random masks of at least 0.7": OptimConfig(scoring="random_masks", least_masked=0.7)}
 
 
@@ -132,6 +136,12 @@ def agreement(policy: Policy, batch: Batch, whole: Tensor, optim: OptimConfig, d
     return Agreement(sum(canvases) / len(canvases), sum(cosines) / len(cosines), cosine(total, whole))
 
 
+def if_unbiased(one: float, draws: int) -> float:
+    """The cosine of the mean of `draws` choices whose own cosine is `one`, if their errors are independent and cancel:
+    each is the true gradient and an error at right angles to it, which the mean makes smaller."""
+    return one / math.sqrt(one**2 + (1 - one**2) / draws)
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
 
@@ -147,10 +157,13 @@ def measure(policy: Policy, options: Options) -> Iterator[str]:
             found[name].append(agreement(policy, batch, wholes[-1], optim, options.draws))
     for name, rows in found.items():
         canvases = sum(row.canvases for row in rows) / len(rows)
-        mean = "" if COMPARED[name].scoring == "whole_canvas" else str(_over([row.mean for row in rows]))
-        yield f"| {name} | {canvases:.3g} | {_over([row.one for row in rows])} | {mean} |"
+        one = _over([row.one for row in rows])
+        mean = f"{_over([row.mean for row in rows])} | {if_unbiased(one.value, options.draws):.3f}"
+        if COMPARED[name].scoring == "whole_canvas":
+            mean = "nothing to choose |"
+        yield f"| {name} | {canvases:.3g} | {one} | {mean} |"
     others = [cosine(a, b) for a, b in zip(wholes, [*wholes[1:], wholes[0]], strict=True)]
-    yield f"| all rounds, of another batch | | {_over(others)} | |"
+    yield f"| all rounds, of another batch | | {_over(others)} | | |"
 
 
 def _over(values: Sequence[float]) -> Estimate:

@@ -143,6 +143,17 @@ def test_gradients_of_some_rounds_average_to_that_of_all_and_of_surrogates_do_no
     assert found["canvas"].one == found["canvas"].mean < 0.9
 
 
+def test_errors_at_right_angles_cancel_as_expected() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(16, 4000, generator=generator)
+    true = torch.zeros(4000)
+    true[0] = 20.0
+    one = sum(gradients.cosine(true + n, true) for n in noise) / 16
+    mean = gradients.cosine((true + noise).mean(0), true)
+    assert gradients.if_unbiased(one, 16) == pytest.approx(mean, abs=0.03)
+    assert gradients.if_unbiased(one, 1) == pytest.approx(one)
+
+
 def test_drawings_that_earn_alike_have_no_gradient_to_compare(showo: ShowO) -> None:
     with pytest.raises(ValueError, match="no siblings of batch 0 differ; take `--reward random`"):
         gradients.draw_batch(showo, gradients.Options("tiny", prompts=1, group=2, reward="format"), 0)

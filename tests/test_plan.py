@@ -98,8 +98,8 @@ def test_scoring_more_rounds_costs_no_more_memory_than_a_chunk_of_them():
         for rounds in (1, 2, 5, 0)
     ]
     assert by_rounds[0] < by_rounds[1] <= by_rounds[2] == by_rounds[3]
-    canvas = replace(run.optim, scoring="whole_canvas", scored_rounds=0)
-    assert estimate_memory(replace(run, optim=canvas))["activations of a micro-batch"] == by_rounds[0]
+    one_pass = replace(run.optim, scoring="whole_canvas", scored_rounds=0)
+    assert estimate_memory(replace(run, optim=one_pass))["activations of a micro-batch"] == by_rounds[0]
 
 
 def test_a_smaller_share_of_show_os_memory_is_relaxation_without_guidance():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unison.config import OptimConfig
 from unison.policies import sde
 from unison.policies.metaquery import MetaQuery, branch_shares
 from unison.policies.metaquery_prompt import CHAT_TEMPLATE, see_picture, see_pixels

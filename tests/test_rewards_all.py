@@ -63,7 +63,6 @@ def thoughts() -> list[Trajectory]:
         "red circle top left, blue square middle",
         "red circle top left, blue cross middle",
         "green cross middle",
-        "so",
     )
     item = Item("x", prompt="a red circle and a blue square")
     return [Trajectory(item, (), texts=(f"<think> {thought} </think><answer> red </answer>",)) for thought in seen]
