@@ -33,7 +33,7 @@ def test_the_tiny_variants_draw_equally_often() -> None:
 
 
 @pytest.mark.parametrize("method", SCENARIO_NAMES)
-def test_the_tiny_models_differ_in_model_and_drawing_alone(method: str) -> None:
+def test_the_tiny_models_differ_in_model_drawing_question_and_rate_alone(method: str) -> None:
     janus, showo = (RUNS[f"unirl/tiny-{model}-{method}"] for model in ("janus", "showo"))
     assert showo.policy.path == "assets/tiny-showo"
     assert showo.scenario.image == SAMPLED
@@ -43,7 +43,8 @@ def test_the_tiny_models_differ_in_model_and_drawing_alone(method: str) -> None:
         recipe=showo.recipe,
         policy=showo.policy,
         scenario=replace(janus.scenario, image=SAMPLED),
-        optim=replace(janus.optim, scored_rounds=showo.optim.scored_rounds),
+        data=replace(janus.data, asked=showo.data.asked),
+        optim=replace(janus.optim, scored_rounds=showo.optim.scored_rounds, learning_rate=showo.optim.learning_rate),
         out=showo.out,
     )
     assert same == showo
