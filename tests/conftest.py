@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import JanusForConditionalGeneration, JanusProcessor
 
     from unison.policies.janus import Janus
+    from unison.policies.metaquery import MetaQuery
+    from unison.policies.metaquery_net import Parts
     from unison.policies.showo import ShowO
 
 # Before any test imports a Hugging Face library, which reads it once. Nothing in the tests needs the network.
@@ -156,6 +158,75 @@ def make_showo(tiny_showo: ShowO) -> Callable[..., ShowO]:
 def showo(make_showo: Callable[..., ShowO]) -> ShowO:
     """A Show-o whose weights no test may change."""
     return make_showo()
+
+
+@pytest.fixture(scope="session")
+def showo_clip(showo: ShowO) -> ShowO:
+    """The same decoder with a random CLIP tower, through which it reads images; no test may change its weights."""
+    from dataclasses import replace
+
+    import torch
+    from transformers import CLIPVisionConfig
+
+    from unison.config import PolicyConfig
+    from unison.policies.showo import ShowO
+    from unison.policies.showo_net import ShowONetwork
+
+    torch.manual_seed(0)
+    tower = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=8
+    )
+    network = showo.network
+    other = ShowONetwork(replace(network.config, w_clip_vit=True), network.image_tokenizer.config, tower).eval()
+    other.load_state_dict(network.state_dict(), strict=False)
+    return ShowO(other, showo.tokenizer, PolicyConfig("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_metaquery() -> Parts:
+    """The real parts at toy size, random, with weights so large that every part of a context matters, and an editing
+    path that is not zero."""
+    import torch
+
+    from unison.world.pretrain import CorpusConfig
+    from unison.world.pretrain_metaquery import build_metaquery
+
+    torch.manual_seed(0)
+    small = {"width": 64, "layers": 2, "vision_width": 64, "vision_layers": 1}
+    parts = build_metaquery(CorpusConfig(), **small, transformer_width=64, transformer_layers=2, queries=6)
+    scales = {"qwen.model.language_model.embed": 1.0, "qwen": 0.2, "bridge.queries": 1.0, "bridge": 0.2}
+    with torch.no_grad():
+        for name, weight in parts.network.named_parameters():
+            scale = next((scale for part, scale in scales.items() if name.startswith(part)), None)
+            if scale is not None and weight.ndim == 2:
+                weight.normal_(0, scale)
+        for block in parts.network.transformer.transformer_blocks:
+            block.attn2.to_out[0].weight.normal_(0, 0.5)  # what the prompt says
+        parts.network.transformer.proj_out.weight.normal_(0, 0.3)
+    return parts
+
+
+@pytest.fixture(scope="session")
+def make_metaquery(tiny_metaquery: Parts) -> Callable[..., MetaQuery]:
+    """Makes a MetaQuery of its own weights, equal to the others' at first; fields of PolicyConfig by keyword."""
+    import copy
+
+    from unison.config import PolicyConfig
+    from unison.policies.metaquery import MetaQuery
+
+    parts = tiny_metaquery
+
+    def make(**fields: Any) -> MetaQuery:
+        network = copy.deepcopy(parts.network)
+        return MetaQuery(network, parts.tokenizer, parts.image_processor, PolicyConfig("tiny", **fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def metaquery(make_metaquery: Callable[..., MetaQuery]) -> MetaQuery:
+    """A MetaQuery whose weights no test may change."""
+    return make_metaquery()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from unison.config import AdvantageConfig, ObjectiveConfig
 from unison.objectives.advantage import advantages_of, group_advantages
 from unison.objectives.grpo import Totals, decision_weights, grpo, totals
 from unison.policies.base import Policy
+from unison.policies.tokens import divergence
 from unison.types import Context, Sampling, Tokens, Turn, TurnBatch, pad_stack
 
 AGGREGATIONS = ["sequence", "token", "constant"]
@@ -142,7 +143,7 @@ def batch(logp: Any, old: Any = None, advantage: Any = 1.0, reference: Any = Non
     return TurnBatch(
         logp=logp,
         old_logp=logp.detach() if old is None else expand(old),
-        reference_logp=None if reference is None else expand(reference),
+        kl=None if reference is None else divergence(logp, expand(reference)),
         advantage=torch.as_tensor(advantage, dtype=torch.float64).expand(shape[0]),
         mask=torch.ones(shape, dtype=torch.bool),
         weight=torch.full(shape, weight, dtype=torch.float64),
@@ -155,14 +156,20 @@ def random_batch(beta: bool = False, drift: float = 0.3) -> TurnBatch:
     noise = lambda: torch.randn(6, 5, generator=g, dtype=torch.float64)  # noqa: E731
     mask = torch.arange(5) < torch.tensor([5, 3, 1, 4, 2, 5])[:, None]
     old = -noise().abs()
+    logp = torch.where(mask, old + drift * noise(), noise()).requires_grad_()
     return TurnBatch(
-        logp=torch.where(mask, old + drift * noise(), noise()).requires_grad_(),
+        logp=logp,
         old_logp=old,
-        reference_logp=old + drift * noise() if beta else None,
+        kl=divergence(logp, reference_of(old)) if beta else None,
         advantage=torch.randn(6, generator=g, dtype=torch.float64),
         mask=mask,
         weight=torch.zeros(6, 5),
     )
+
+
+def reference_of(old: Tensor) -> Tensor:
+    """Log-probabilities of a reference near the policy that sampled."""
+    return old + 0.3 * torch.randn(old.shape, generator=torch.Generator().manual_seed(1), dtype=old.dtype)
 
 
 def weighted(b: TurnBatch, config: ObjectiveConfig) -> TurnBatch:
@@ -228,12 +235,9 @@ def test_zero_advantage_without_kl_moves_nothing() -> None:
 def test_what_is_masked_has_no_influence(rubbish: float) -> None:
     config = ObjectiveConfig(kl_beta=0.1)
     b = weighted(random_batch(beta=True), config)
-    assert b.reference_logp is not None
-    poisoned = replace(
-        b,
-        logp=b.logp.detach().masked_fill(~b.mask, rubbish).requires_grad_(),
-        reference_logp=b.reference_logp.masked_fill(~b.mask, rubbish),
-    )
+    logp = b.logp.detach().masked_fill(~b.mask, rubbish).requires_grad_()
+    kl = torch.where(b.mask, divergence(torch.where(b.mask, logp, 0.0), reference_of(b.old_logp)), rubbish)
+    poisoned = replace(b, logp=logp, kl=kl)
     results = [grpo(x, config) for x in (b, poisoned)]
     assert results[0][1] == pytest.approx(results[1][1])
     gradients = [torch.autograd.grad(loss, x.logp)[0] for (loss, _), x in zip(results, (b, poisoned), strict=True)]
@@ -283,7 +287,7 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
         "completion_mask": b.mask.long(),
         "advantages": b.advantage,
         "old_per_token_logps": b.old_logp,
-        "ref_per_token_logps": b.reference_logp,
+        "ref_per_token_logps": reference_of(b.old_logp),
         "num_items_in_batch": b.mask.sum(),
     }
     return GRPOTrainer._compute_loss(trainer, None, inputs)  # type: ignore[arg-type]
@@ -296,7 +300,7 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
 def test_loss_and_gradient_agree_with_trl(aggregation: Any, loss_type: str, beta: float) -> None:
     config = ObjectiveConfig(clip_low=0.2, clip_high=0.28, kl_beta=beta, aggregation=aggregation, constant_length=7)
     b = weighted(random_batch(beta=True), config)
-    b = b if beta else replace(b, reference_logp=None)
+    b = b if beta else replace(b, kl=None)
     ours, metrics = grpo(b, config)
     theirs = trl_loss(b, config, loss_type)
     assert 0 < metrics["clip_fraction"] < metrics["decisions"]  # the batch exercises clipping
@@ -322,7 +326,7 @@ def part(b: TurnBatch, rows: slice) -> TurnBatch:
     return TurnBatch(
         b.logp[rows],
         b.old_logp[rows],
-        None if b.reference_logp is None else b.reference_logp[rows],
+        None if b.kl is None else b.kl[rows],
         b.advantage[rows],
         b.mask[rows],
         b.weight[rows],

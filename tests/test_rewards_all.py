@@ -63,7 +63,6 @@ def thoughts() -> list[Trajectory]:
         "red circle top left, blue square middle",
         "red circle top left, blue cross middle",
         "green cross middle",
-        "so",
     )
     item = Item("x", prompt="a red circle and a blue square")
     return [Trajectory(item, (), texts=(f"<think> {thought} </think><answer> red </answer>",)) for thought in seen]
@@ -95,9 +94,17 @@ def cats() -> list[Trajectory]:
     return [Trajectory(item, (), images=(image,)) for image in (cat, pair, rocket)]
 
 
+def edits() -> list[Trajectory]:
+    """A picture that was edited in three ways."""
+    before, rows = render((Object("circle", "red", 0, 0),)), world()
+    item = Item("x", image=before, source_caption="a red circle", target_caption="two blue squares")
+    return [Trajectory(item, (), images=row.images) for row in rows]
+
+
 RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the best to the worst
     "accuracy": lambda: said("<answer>On the red sofa.</answer>", "<answer>on the mat</answer>"),
     "accuracy_soft": lambda: said("on the red sofa", "red sofa", "in bed"),
+    "math": lambda: said("<answer>0.5</answer>", "<answer>5</answer>", answer=r"\frac{1}{2}"),
     "llm_judge": lambda: said("it is on that red sofa", "on the mat"),
     "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
     "world": scenes,
@@ -111,6 +118,7 @@ RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the b
     "psnr": photos,
     "jpeg_compressible": lambda: drawn("", Image.new("RGB", (128, 128)), blurred(photo("coffee")), photo("coffee")),
     "jpeg_incompressible": lambda: drawn("", photo("coffee"), blurred(photo("coffee")), Image.new("RGB", (128, 128))),
+    "jpeg_kilobytes": lambda: drawn("", photo("coffee"), blurred(photo("coffee")), Image.new("RGB", (128, 128))),
     "brisque": lambda: drawn("", photo("coffee", 256), blurred(photo("coffee", 256))),
     "ocr": lambda: drawn('a sign that says "Hello World"', *map(writing, ("Hello World", "Hallo Wrld", "good night"))),
     "geneval": lambda: [cats()[i] for i in (0, 2)],
@@ -126,6 +134,8 @@ RANDOM: dict[str, Callable[[], list[Trajectory]]] = {  # their weights are rando
     "self_bertscore": world,
     "self_embedding": world,
     "clip": world,
+    "clip_direction": edits,
+    "clip_reconstruction": edits,
     "pickscore": world,
     "hps": world,
     "image_reward": world,

@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, merge, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, join, pretrain, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
-  unison pretrain janus                        make the bundled tiny model from scratch (showo: not bundled yet)
+  unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
+  unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
+                                               bundled yet, too)
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -382,8 +384,45 @@ def merge(words: Sequence[str]) -> None:
     print(write(args.models, args.out, args.method, args.weights, args.base, args.density))
 
 
+@dataclass(frozen=True)
+class JoinArgs:
+    """Join a Qwen2.5-VL and a flow-matching diffusion model into a metaquery checkpoint by a new, untrained bridge."""
+
+    language_model: tyro.conf.Positional[str]
+    """Folder or hub id, such as Qwen/Qwen2.5-VL-3B-Instruct."""
+    diffusion: tyro.conf.Positional[str]
+    """Folder or hub id in diffusers format, such as Efficient-Large-Model/Sana_1600M_1024px_diffusers."""
+    out: Path
+    """New folder for the joint checkpoint."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the weights; the autoencoder stays in float32."""
+    queries: int = 256
+    """Learnable queries of each set, one for drawing and one for editing."""
+    layers: int = 12
+    """Layers of the connector."""
+    heads: int = 8
+    """Attention heads of the connector."""
+    feed_forward: int = 0
+    """Width of the connector's feed-forward layers; 0 takes the language model's."""
+    side: int = 0
+    """Side of a drawing's latent; 0 takes the diffusion transformer's."""
+    source_side: int = 672
+    """Pixels of the square that the vision tower sees of an edit's source."""
+    seed: int = 0
+    """Seed of the new weights."""
+
+
+def join(words: Sequence[str]) -> None:
+    """`join <language-model> <diffusion> --out <folder>`"""
+    args = tyro.cli(JoinArgs, args=list(words), prog="unison join")
+    from unison.policies.metaquery_net import Joint, write_joint
+
+    sizes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Joint)}
+    print(write_joint(args.language_model, args.diffusion, Joint(**sizes), args.dtype, args.out))
+
+
 def pretrain(words: Sequence[str]) -> None:
-    """`pretrain janus` or `pretrain showo`"""
+    """`pretrain janus`, `pretrain showo` or `pretrain metaquery`"""
     families = ("janus", "showo")
     if not words or words[0] not in families:
         raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
@@ -452,6 +491,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluate,
     "sample": sample,
     "merge": merge,
+    "join": join,
     "pretrain": pretrain,
     "recipes": recipes,
     "report": report,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from unison.types import Sampling
+from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 
@@ -33,6 +34,9 @@ class PolicyConfig:
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
+    states_per_pass: int = 0
+    """Noisy states that the diffusion transformer scores in one pass; those of several passes are computed once more in
+    the backward pass, which bounds memory. 0 takes all at once."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    """Which denoising steps inject noise and are trained as a run goes on, while the others are deterministic and cost
+    no gradient (MixGRPO, arXiv 2507.21802). One choice a step, so siblings always share it."""
+
+    kind: Literal["given", "sliding", "random"] = "given"
+    """Those of `image.noisy_steps` throughout, a run of neighbours that moves through the path, or a random set."""
+    size: int = 4
+    """Noisy steps of a sliding or random choice."""
+    every: int = 25
+    """Training steps after which a sliding choice moves on and a random one is drawn again."""
+    stride: int = 1
+    """Denoising steps by which a sliding choice moves; after the last it starts over."""
+
+
+@dataclass(frozen=True)
 class ScenarioConfig:
     """How the policy acts on an item."""
 
@@ -78,8 +97,12 @@ class ScenarioConfig:
     answerer: Literal["policy", "reference", "both"] = "policy"
     """Whose reply about the model's own drawing is judged: the policy's; the frozen reference's, and then drawing alone
     is trained; or of both the policy's where the reference's is right, else the reference's."""
+    window: WindowConfig = WindowConfig()
+    """Choice of the denoising steps that are trained."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+    relax_canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that extra pass: a random round's canvas, one masked at random, or all masked."""
 
     @property
     def asks_reference(self) -> bool:
@@ -113,7 +136,12 @@ class ObjectiveConfig:
     clip_high: float = 0.2
     """Ratio clip above 1."""
     kl_beta: float = 0.0
-    """Weight of the k3 estimate of the KL divergence to the reference; 0 keeps no reference."""
+    """Weight of the KL divergence from the reference; 0 keeps no reference."""
+    image_clip: float | None = None
+    """Ratio clip on both sides for image decisions; None takes `clip_low` and `clip_high`. Ratios of denoising steps,
+    whose log-probabilities are means over latent dimensions, are clipped at 1e-4."""
+    image_kl_beta: float | None = None
+    """Weight of the KL divergence of image decisions; None takes `kl_beta`."""
     aggregation: Literal["sequence", "token", "constant"] = "sequence"
     """Mean over tokens then sequences, over all tokens, or sum over tokens divided by a constant length."""
     constant_length: int = 512
@@ -122,6 +150,24 @@ class ObjectiveConfig:
     """Weight of the loss of text decisions."""
     image_weight: float = 1.0
     """Weight of the loss of image decisions."""
+
+    def of(self, modality: Modality) -> ObjectiveConfig:
+        """The settings for decisions of one modality."""
+        if modality == "text":
+            return self
+        clip_low, clip_high = (
+            c if self.image_clip is None else self.image_clip for c in (self.clip_low, self.clip_high)
+        )
+        return dataclasses.replace(self, clip_low=clip_low, clip_high=clip_high, kl_beta=self._image_kl_beta)
+
+    @property
+    def _image_kl_beta(self) -> float:
+        return self.kl_beta if self.image_kl_beta is None else self.image_kl_beta
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether a divergence from the reference is a part of the loss."""
+        return self.kl_beta > 0 or self._image_kl_beta > 0
 
 
 @dataclass(frozen=True)
@@ -136,13 +182,20 @@ class OptimConfig:
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
+    scoring: Literal["rounds", "whole_canvas", "random_masks"] = "rounds"
+    """What is scored of a drawing by masked decoding: its rounds as they were, or in one pass all of its codes from an
+    empty canvas, or a random part of them from the rest; the latter two are surrogates of its log-probability."""
     scored_rounds: int = 0
-    """Rounds of a masked decoding that are scored for each drawing, at random and with weights that keep the gradient
-    unbiased; 0 scores all."""
+    """Rounds of a masked decoding, or denoising steps, that are scored for each drawing, at random and with weights
+    that keep the gradient unbiased; 0 scores all."""
+    least_masked: float = 0.0
+    """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
     learning_rate: float = 1e-6
     """Peak AdamW learning rate."""
+    part_learning_rates: dict[str, float] = field(default_factory=dict)
+    """Another rate for the parameters whose names match a regular expression; where several match, the first counts."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -178,6 +231,8 @@ class EvalConfig:
     rewards: tuple[str, ...] = ()
     """Rewards that measure held-out drawings, and answers about them, without training on them; first that which judges
     drawings where the world's judge cannot."""
+    noiseless: bool = False
+    """Denoise drawings without the noise that training explores with."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +269,7 @@ class RunConfig:
     @property
     def needs_reference(self) -> bool:
         """Whether the run keeps the weights that it starts from."""
-        return bool(self.objective.kl_beta) or self.scenario.asks_reference
+        return self.objective.has_penalty or self.scenario.asks_reference
 
 
 @dataclass(frozen=True)
@@ -276,12 +331,56 @@ def check(config: RunConfig) -> None:
         config.evaluation.own_drawings,
         "True with data.eval = 'prompts', whose questions are about the model's own drawings",
     )
-    _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
+    _check_scoring(optim)
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
+    for pattern, rate in optim.part_learning_rates.items():
+        _require(_is_regular(pattern), "optim.part_learning_rates: the name", pattern, "a regular expression")
+        _require(rate > 0, f"optim.part_learning_rates[{pattern!r}]", rate, "above 0 (freeze with policy.frozen)")
+    for name in ("image_clip", "image_kl_beta"):
+        value = getattr(config.objective, name)
+        _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
+    _check_denoising(config.scenario)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         check_sampling(sampling, f"scenario.{name}.")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
+
+
+def _check_scoring(optim: OptimConfig) -> None:
+    choices = ("rounds", "whole_canvas", "random_masks")
+    _require(optim.scoring in choices, "optim.scoring", optim.scoring, f"one of {', '.join(choices)}")
+    _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
+    whole, share = optim.scored_rounds == 0, optim.least_masked
+    rule = f"0 with optim.scoring = {optim.scoring!r}, which scores "
+    _require(whole or optim.scoring == "rounds", "optim.scored_rounds", optim.scored_rounds, f"{rule}no rounds")
+    _require(share == 0 or optim.scoring == "random_masks", "optim.least_masked", share, f"{rule}no random part")
+    _require(0 <= share <= 1, "optim.least_masked", share, "between 0 and 1")
+
+
+def _check_denoising(scenario: ScenarioConfig) -> None:
+    image, window = scenario.image, scenario.window
+    _require(image.steps >= 1, "scenario.image.steps", image.steps, "at least 1")
+    _require(image.shift > 0, "scenario.image.shift", image.shift, "above 0 (1 is off)")
+    most = 1.0 if image.sde == "cps" else float("inf")
+    rule = f"between 0 and {most:g} for {image.sde!r}"
+    _require(0 <= image.noise_level <= most, "scenario.image.noise_level", image.noise_level, rule)
+    known = set(range(image.steps))
+    rule = f"different steps from 0 to {image.steps - 1}"
+    different = len(set(image.noisy_steps)) == len(image.noisy_steps)
+    _require(different and known.issuperset(image.noisy_steps), "scenario.image.noisy_steps", image.noisy_steps, rule)
+    if window.kind != "given":
+        rule = f"from 1 to scenario.image.steps = {image.steps}"
+        _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
+        _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
+        _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
+
+
+def _is_regular(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def check_sampling(sampling: Sampling, prefix: str = "") -> None:

@@ -152,6 +152,8 @@ def evaluate(
         RuntimeError: a reward failed.
     """
     single = dataclasses.replace(scenario, group_size=1, answerer="policy")  # whoever judges in training
+    if config.noiseless:
+        single = dataclasses.replace(single, image=dataclasses.replace(single.image, sde="ode"))
     seeds = Seeds(EVAL_SEED, 0)
     records = []
     with Progress(transient=True) as progress:

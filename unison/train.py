@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from unison import checkpoint, scenarios
-from unison.config import OptimConfig, RunConfig, to_json
+from unison.config import ObjectiveConfig, OptimConfig, RunConfig, to_json
 from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, evaluate
@@ -27,9 +29,9 @@ from unison.report import write_report
 from unison.rewards import load_rewards, score
 from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
-from unison.scenarios.common import Seeds
+from unison.scenarios.common import Seeds, windowed
 from unison.train_log import RunLog
-from unison.types import Metrics, Modality, Trajectory, Turn, TurnBatch, group_rows, pad_stack
+from unison.types import Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
 MODALITIES: tuple[Modality, ...] = ("text", "image")
@@ -37,10 +39,11 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 @dataclass(frozen=True)
 class Sample:
-    """A turn with its own advantage or its trajectory's."""
+    """A turn with its own advantage or its trajectory's, and what is scored of its action."""
 
     turn: Turn
     advantage: float
+    scored: Scored
 
 
 class Trainer:
@@ -61,8 +64,10 @@ class Trainer:
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
+        if config.optim.scoring != "rounds":
+            self.policy.require("mask drawings anew", f"optim.scoring = {config.optim.scoring!r}")
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer, self.schedule = build_optimizer(self.trained, config.optim)
+        optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are on their device
@@ -111,15 +116,16 @@ class Trainer:
         indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
         items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
         seeds = Seeds(config.seed, self.step)
+        scenario = windowed(config.scenario, seeds)
         return roll_out(
-            self.policy, self.scenario, items, config.scenario, seeds, chunk=config.optim.rollout_items or len(items)
+            self.policy, self.scenario, items, scenario, seeds, chunk=config.optim.rollout_items or len(items)
         )
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
         """The optimiser steps of one rollout; groups stay whole."""
         groups = [
             [
-                Sample(turn, advantage if turn.advantage is None else turn.advantage)
+                self._sample(turn, advantage)
                 for row in rows
                 if (advantage := advantages[row]) is not None
                 for turn in trajectories[row].turns
@@ -127,10 +133,24 @@ class Trainer:
             for rows in group_rows(trajectories).values()
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
+        groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
         if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
             self.schedule.step()
         return {name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]}
+
+    def _sample(self, turn: Turn, advantage: float) -> Sample:
+        own = advantage if turn.advantage is None else turn.advantage
+        (scored,) = self.policy.thin([turn.action], self.config.optim, self.config.seed + self.step)
+        return Sample(turn, own, scored)
+
+    @torch.no_grad()
+    def _with_old_logp(self, group: Sequence[Sample]) -> list[Sample]:
+        """A group whose surrogates know their log-probabilities under the present weights; sampling gave them none."""
+        new = [s for s in group if s.scored.old_logp is None]
+        logps = iter(self.policy([s.turn.context for s in new], [s.scored.action for s in new]) if new else ())
+        known = [s.scored if s.scored.old_logp is not None else replace(s.scored, old_logp=next(logps)) for s in group]
+        return [replace(s, scored=k) for s, k in zip(group, known, strict=True)]
 
     def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
         """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss."""
@@ -139,12 +159,13 @@ class Trainer:
         for modality in MODALITIES:
             samples = [s for group in groups for s in group if s.turn.action.modality == modality]
             total = self._global_totals(totals([s.turn.action for s in samples]))
-            if not total.turns:
+            if not total.decisions:
                 continue
+            objective = self.config.objective.of(modality)
             sums: Metrics = {}
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
-                    loss, part = self.objective(self._batch(chunk, modality, total), self.config.objective)
+                    loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
@@ -152,7 +173,7 @@ class Trainer:
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         self._sum_gradients()
-        informative = self._any(s.advantage for group in groups for s in group) or self.config.objective.kl_beta > 0
+        informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
         return metrics | self._apply(informative)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
@@ -162,24 +183,30 @@ class Trainer:
             if chunk:
                 yield chunk
 
-    def _batch(self, samples: Sequence[Sample], modality: Modality, total: Totals) -> TurnBatch:
+    def _batch(
+        self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig
+    ) -> TurnBatch:
         contexts, whole = [s.turn.context for s in samples], [s.turn.action for s in samples]
-        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, self.config.objective)
-        optim = self.config.optim
-        actions, shares = self.policy.thin(whole, optim.scored_rounds, self.config.seed + self.step)
-        reference = None
-        if self.config.objective.kl_beta:
-            with torch.no_grad(), self.policy.reference():
-                reference = pad_stack(self.policy(contexts, actions))
-        logp = pad_stack(self.model(contexts, actions))
+        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, objective)
+        scored = [s.scored for s in samples]
+        actions = [s.action for s in scored]
+        if objective.kl_beta:
+            with self.policy.reference():
+                anchors = self.policy.anchors(contexts, actions)
+            logps, kls = zip(*self.model(contexts, actions, anchors), strict=True)
+            kl = pad_stack(kls)
+        else:
+            logps, kl = self.model(contexts, actions), None
+        logp = pad_stack(logps)
         mask = pad_stack([action.mask for action in actions]).to(logp.device)
+        known = [row.detach() if s.old_logp is None else s.old_logp for s, row in zip(scored, logps, strict=True)]
         return TurnBatch(
             logp=logp,
-            old_logp=pad_stack([action.logp for action in actions]).to(logp.device),
-            reference_logp=reference,
+            old_logp=pad_stack([old.to(logp.device) for old in known]),
+            kl=kl,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
-            weight=(weight * pad_stack(shares)).to(logp.device),
+            weight=(weight * pad_stack([s.weight for s in scored])).to(logp.device),
         )
 
     def _apply(self, informative: bool) -> Metrics:
@@ -285,17 +312,38 @@ class Trainer:
 
 
 def build_optimizer(
-    parameters: Sequence[Tensor], config: OptimConfig
+    named: Iterable[tuple[str, Tensor]], config: OptimConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and its course of learning rates, one scheduler step per rollout."""
+    """AdamW on the trained ones of the named parameters and its course of learning rates, one scheduler step per
+    rollout.
+
+    Raises:
+        ValueError: a rate of a part that no trained parameter belongs to.
+    """
     from transformers import get_scheduler
 
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+    groups = parameter_groups([(name, p) for name, p in named if p.requires_grad], config)
+    optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     schedule = get_scheduler(name, optimizer, config.warmup_steps, config.steps)
     return optimizer, schedule
+
+
+def parameter_groups(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters with their learning rate, those without a rate of their own first."""
+    rates = config.part_learning_rates | {"": config.learning_rate}  # the empty pattern is found in every name
+    parts: dict[str, list[Tensor]] = {pattern: [] for pattern in rates}
+    for name, parameter in named:
+        parts[next(pattern for pattern in rates if re.search(pattern, name))].append(parameter)
+    rest = parts.pop("")
+    for pattern, members in parts.items():
+        if not members:
+            raise ValueError(
+                f"optim.part_learning_rates: {pattern!r} is the first match of no trained parameter; see policy.frozen "
+                "and the order of the patterns"
+            )
+    groups = [{"params": members, "lr": rates[pattern]} for pattern, members in parts.items()]
+    return [{"params": rest, "lr": rates[""]}, *groups] if rest else groups
 
 
 def _means(sums: Metrics) -> Metrics:

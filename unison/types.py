@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
+RelaxedCanvas = Literal["masked", "random", "round"]
+Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,18 @@ class Sampling:
     choice_temperature: float = 1.0
     """Weight of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round, and
     0 decides the most confident."""
+    steps: int = 10
+    """Denoising steps of a drawing by flow matching; discrete drawings have no use for this and what follows."""
+    shift: float = 3.0
+    """Time shift of the noise schedule: above 1, more of the steps are taken at high noise."""
+    sde: Sde = "flow_grpo"
+    """Stochastic sampler (`policies.sde.spread` has their formulas); "ode" is deterministic and trains nothing."""
+    noise_level: float = 0.7
+    """Noise that the sampler injects in each noisy step; 0.7 goes with "flow_grpo", 0.3 with "dance_grpo"."""
+    noisy_steps: tuple[int, ...] = ()
+    """Steps, from 0, that inject noise and are trained, while the others are deterministic; empty takes all."""
+    source_guidance: float = 1.0
+    """Scale s of the source's guidance in edits, u + s (i - u) + w (c - i), where i sees the source alone."""
 
     @property
     def scores_guided(self) -> bool:
@@ -71,7 +85,8 @@ class Latents:
     """A denoising path of a stochastic sampler with L steps.
 
     `logp[s]` is the Gaussian transition log-density of step s averaged over latent dimensions, `mask[s]` is true where
-    noise was injected and the step is trained.
+    noise was injected and the step is trained. States are float32 whatever the type of the network, so that replay
+    starts from what was sampled.
     """
 
     path: Tensor  # [L + 1, C, H, W]
@@ -117,7 +132,9 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise."""
+    """Seed of the Gumbel noise, and of the canvas."""
+    canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that pass (`policies.masked.masked_once_more`); others have no choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,18 +172,32 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
+class Scored:
+    """What an update scores of an action."""
+
+    action: Action
+    """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
+    weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
+    old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
+
+
+@dataclass(frozen=True, eq=False)
 class Item:
     """One row of a data set. Fields a scenario does not need may be None."""
 
     id: str
     prompt: str | None = None
-    """What to draw."""
+    """What to draw, or how to change the picture."""
     image: Image | None = None
-    """The real image that the question is about."""
+    """The real image that the question is about, or that is edited."""
     question: str | None = None
     answer: str | None = None
     reply: str | None = None
     """A whole reply to imitate: the thought and the answer in the requested format."""
+    source_caption: str | None = None
+    """What the image shows."""
+    target_caption: str | None = None
+    """What an edit of it is to show."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
@@ -199,7 +230,7 @@ class TurnBatch:
 
     logp: Tensor  # [B, L] of the policy being trained; carries the gradient
     old_logp: Tensor  # [B, L] of the policy that sampled
-    reference_logp: Tensor | None  # [B, L] of the frozen reference
+    kl: Tensor | None  # [B, L] divergence from the frozen reference, if one is kept; carries the gradient
     advantage: Tensor  # [B]
     mask: Tensor  # [B, L] bool
     weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked

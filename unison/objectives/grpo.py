@@ -43,7 +43,7 @@ def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: Ob
 
 
 def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate plus k3 KL to the reference.
+    """Clipped surrogate plus the divergence from the reference.
 
     Source: GRPO, arXiv 2402.03300, eq. 3 and 4; separate clip bounds as in DAPO, arXiv 2503.14476.
 
@@ -55,11 +55,8 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     advantage = batch.advantage[:, None]
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     loss = -torch.minimum(ratio * advantage, clipped * advantage)
-    kl = torch.zeros_like(loss)
-    if batch.reference_logp is not None:
-        gap = torch.where(batch.mask, batch.reference_logp - batch.logp, 0.0)
-        kl = gap.exp() - gap - 1  # k3: unbiased, never negative (Schulman 2020)
-        loss = loss + config.kl_beta * kl
+    kl = torch.zeros_like(loss) if batch.kl is None else torch.where(batch.mask, batch.kl, 0.0)
+    loss = loss + config.kl_beta * kl
     cut = torch.where(advantage > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low) & (advantage != 0)
     with torch.no_grad():
         measured = {

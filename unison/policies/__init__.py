@@ -15,6 +15,7 @@ FAMILIES = {
     "multi_modality": "unison.policies.janus_deepseek:load",
     "showo": "unison.policies.showo:ShowO.load",
     "Showo": "unison.policies.showo:ShowO.load",
+    "metaquery": "unison.policies.metaquery:MetaQuery.load",
 }
 """What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
 that Show-o's published configurations, which have no `model_type`, name instead."""

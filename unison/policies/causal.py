@@ -70,7 +70,7 @@ class Prefixed:
     cache: PrefixCache
     hidden: Tensor  # [P, S, D] states of all positions
     visible: Tensor  # [P, S] bool, False at left padding
-    lengths: Tensor  # [P]
+    lengths: Tensor  # [P] position that follows each prefix: its length, if no two of its tokens share one
 
     @property
     def last(self) -> Tensor:
@@ -88,6 +88,7 @@ def run_prefixes(
     open_to_all: Sequence[Tensor] = (),
     end: int | None = None,
     keep: bool = True,
+    positions: Sequence[Tensor] = (),
 ) -> Prefixed:
     """Sends P prefixes through the network in one left-padded batch.
 
@@ -97,6 +98,8 @@ def run_prefixes(
         open_to_all: each [S_p] bool, True at positions that earlier ones may attend to as well; none where left out.
         end: the position that follows every prefix; where left out, positions of every prefix start at 0.
         keep: without it no row can continue them and only the states are held, not every layer's keys and values.
+        positions: each [3, S_p], for networks whose positions have a time, a height and a width (Qwen2-VL); what
+            follows a prefix counts on from the largest in all three.
     """
     lengths = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
     embeds = pad_sequence(list(prefixes), batch_first=True, padding_side="left")  # [P, S, D]
@@ -108,14 +111,18 @@ def run_prefixes(
         causal |= pad_sequence(list(open_to_all), batch_first=True, padding_side="left")[:, None]
     causal |= torch.eye(size, dtype=torch.bool, device=embeds.device)  # a pad sees itself: no empty row, no NaN
     ends = lengths if end is None else torch.full_like(lengths, end)
-    positions = (at - size + ends[:, None]).clamp_min(0)
+    places = (at - size + ends[:, None]).clamp_min(0)
+    if positions:
+        places = pad_sequence([p.T for p in positions], batch_first=True, padding_side="left").permute(2, 0, 1)
+        lengths = places.amax((0, 2)) + 1
     cache = PrefixCache()
-    hidden = run(network, embeds, causal[:, None], positions, cache if keep else None)
+    hidden = run(network, embeds, causal[:, None], places, cache if keep else None)
     return Prefixed(cache, hidden, visible, lengths)
 
 
 def run(network: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor, cache: PrefixCache | None) -> Tensor:
-    """One pass of the decoder: embeddings [B, S, D], 4-D bool mask, positions [B, S] -> last states [B, S, D]."""
+    """One pass of the decoder: embeddings [B, S, D], 4-D bool mask, positions [B, S] or [3, B, S] -> last states
+    [B, S, D]."""
     return network(
         inputs_embeds=embeds,
         attention_mask=mask,
@@ -135,6 +142,10 @@ class Rows:
     def branches(self) -> Tensor:
         """Conditional rows, then the unconditional ones. [B or 2B]"""
         return self.prefix if self.unconditional is None else torch.cat([self.prefix, self.unconditional])
+
+    def some(self, which: Tensor | slice) -> Rows:
+        """Some of the rows."""
+        return Rows(self.prefix[which], None if self.unconditional is None else self.unconditional[which])
 
     def repeat(self, x: Tensor) -> Tensor:
         """The same input for both branches."""
@@ -156,6 +167,7 @@ def sample(
     u: Tensor,
     stop: int | None = None,
     open_to_all: Sequence[Tensor] = (),
+    positions: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
@@ -169,11 +181,12 @@ def sample(
         u: uniform numbers [B, L]; L is the longest continuation.
         stop: id that ends a row, None for continuations of fixed length.
         open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
+        positions: of each prefix, as in `run_prefixes`.
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
     """
-    done = run_prefixes(network, prefixes, open_to_all)
+    done = run_prefixes(network, prefixes, open_to_all, positions=positions)
     branches = rows.branches()
     hidden = done.last[branches]
     ids: list[Tensor] = []
@@ -248,6 +261,7 @@ def score(
     ids: Tensor,
     mask: Tensor,
     open_to_all: Sequence[Tensor] = (),
+    positions: Sequence[Tensor] = (),
 ) -> Tensor:
     """Log-probabilities of given continuations, differentiable.
 
@@ -259,7 +273,7 @@ def score(
     Returns:
         [B, L] float32, 0 at padding.
     """
-    done = run_prefixes(network, prefixes, open_to_all)
+    done = run_prefixes(network, prefixes, open_to_all, positions=positions)
     hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
     flat = tokens.score(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -30,10 +31,11 @@ from unison.policies.base import (
     given,
     is_reply,
     own_tokens,
+    relax_alike,
     sampled,
     tokens_of,
 )
-from unison.policies.tokens import exponentials, relaxed_rows, uniforms
+from unison.policies.tokens import beside_divergence, exponentials, relaxed_rows, uniforms
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -121,13 +123,15 @@ class Janus(Policy):
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
-    def forward(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
+    def forward(
+        self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         logps: dict[int, Tensor] = {}
         for (modality, sampling), rows in by_kind(actions).items():
             tokens = [tokens_of(actions[row]) for row in rows]
             scored = self._score([contexts[row] for row in rows], tokens, sampling, modality)
             logps |= dict(zip(rows, scored, strict=True))
-        return [logps[row] for row in range(len(actions))]
+        return beside_divergence([logps[row] for row in range(len(actions))], anchors)
 
     def _score(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
@@ -233,19 +237,12 @@ class Janus(Policy):
         """Pixels of drawings with the gradient of their tokens' relaxation, painted by the VQ decoder. [N, 3, H, W]"""
         vq = self.vq
         table = nn.functional.normalize(vq.quantize.embedding.weight, dim=-1)  # as the VQ model looks codes up
-        kinds: dict[tuple[Sampling, float], list[int]] = {}
-        for row, drawing in enumerate(drawings):
-            kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
-        codes: dict[int, Tensor] = {}
-        for (sampling, temperature), rows in kinds.items():
-            alike = self._relaxed_codes([drawings[row] for row in rows], sampling, temperature, table)
-            codes |= dict(zip(rows, alike, strict=True))
+        codes = relax_alike(drawings, partial(self._relaxed_codes, table)).to(self.network.dtype)
         side = self.network.config.vq_config.num_patches  # type: ignore[union-attr]
-        flat = torch.stack([codes[row] for row in range(len(drawings))]).to(self.network.dtype)
-        return vq.decoder(vq.post_quant_conv(rearrange(flat, "n (h w) e -> n e h w", h=side)))
+        return vq.decoder(vq.post_quant_conv(rearrange(codes, "n (h w) e -> n e h w", h=side)))
 
     def _relaxed_codes(
-        self, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float, table: Tensor
+        self, table: Tensor, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float
     ) -> Tensor:
         """Codebook rows of drawings of one sampling, in one more pass of the language model. [N, L, E]"""
         ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)

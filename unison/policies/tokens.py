@@ -87,6 +87,22 @@ def draw(
     return ids, step(conditional, sampling.temperature, ids=ids)[1], drawn
 
 
+def divergence(logp: Tensor, reference: Tensor) -> Tensor:
+    """KL divergence from the reference at each sampled decision, estimated from its log-probabilities. [L], same -> [L]
+
+    The estimate "k3" of Schulman 2020: unbiased under the policy that sampled, never negative.
+    """
+    gap = reference - logp
+    return gap.exp() - gap - 1
+
+
+def beside_divergence(logps: Sequence[Tensor], anchors: Sequence[Tensor] | None) -> list[Tensor]:
+    """Log-probabilities [L], or, where the reference's are given, with the divergence below [2, L]."""
+    if anchors is None:
+        return list(logps)
+    return [torch.stack([p, divergence(p, anchor)]) for p, anchor in zip(logps, anchors, strict=True)]
+
+
 def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
     """One-hot rows of given draws whose gradient is that of a Gumbel-softmax of the logits.
 
@@ -139,9 +155,11 @@ def relaxed_rows(
         [N, E], equal to `table[ids]`.
     """
 
+    rows_of = table.detach()  # the table was looked up at the draws alone, which is all that its gradient may say
+
     def of_chunk(h: Tensor, chunk_ids: Tensor, noise: Tensor, h_u: Tensor | None) -> Tensor:
         logits = _logits(head, h, h_u, sampling) / sampling.temperature
-        return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ table.float()
+        return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ rows_of.float()
 
     rows = max(1, LOGITS_PER_CHUNK // len(table))
     states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)

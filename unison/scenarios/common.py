@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from unison.config import ScenarioConfig
 from unison.types import Action, Context, Item, Part
 
 T = TypeVar("T")
@@ -23,9 +25,31 @@ class Seeds:
         """One seed per trajectory, siblings next to each other."""
         return [self._digest(f"{item.id}/{sibling}/{turn}") for item in items for sibling in range(group)]
 
+    def at(self, name: str, step: int) -> int:
+        """A seed that all samples share: of the run and of another step, by the name of its use."""
+        return Seeds(self.run, step)._digest(name)
+
     def _digest(self, name: str) -> int:
         digest = hashlib.blake2b(f"{self.run}/{self.step}/{name}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")
+
+
+def windowed(config: ScenarioConfig, seeds: Seeds) -> ScenarioConfig:
+    """The configuration with the denoising steps that are trained at this step of the run, counted from 1.
+
+    They depend on the run's seed and the step alone, so all siblings share them, whatever their contexts.
+    """
+    window, steps = config.window, range(config.image.steps)
+    if window.kind == "given":
+        return config
+    choice = (seeds.step - 1) // window.every
+    if window.kind == "random":
+        chosen = sorted(random.Random(seeds.at("window", choice)).sample(steps, window.size))
+    else:
+        starts = steps[: len(steps) - window.size + 1 : window.stride]
+        first = starts[choice % len(starts)]
+        chosen = steps[first : first + window.size]
+    return replace(config, image=replace(config.image, noisy_steps=tuple(chosen)))
 
 
 def repeat(things: Sequence[T], group: int) -> list[T]:
