@@ -494,7 +494,7 @@ def test_a_context_is_read_as_the_language_model_itself_would(metaquery: MetaQue
         )
         embeds, places = metaquery._embed([runs]), [positions(runs)]
         ours = causal.run_prefixes(metaquery.decoder, embeds, keep=False, positions=places).hidden
-        index, _ = qwen.model.get_rope_index(ids, (ids == pad).int(), grids)
+        index, _ = cast(Any, qwen.model).get_rope_index(ids, (ids == pad).int(), grids)
     assert torch.equal(index[:, 0], places[0])
     assert (theirs.last_hidden_state - ours).abs().max() < 1e-4
 
