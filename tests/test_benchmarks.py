@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import denoising, judges, memory, rewards, rollout, scoring
+from benchmarks import denoising, gradients, judges, masked, memory, rewards, rollout, scoring
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
 from benchmarks.pages import DOCS, write_section
+from unison.config import OptimConfig
 from unison.policies.janus import Janus
 from unison.policies.shapes import JanusShape
+from unison.policies.showo import ShowO
 from unison.rewards import REWARDS, load_rewards
 from unison.types import Sampling
 
@@ -100,6 +102,63 @@ def test_a_line_of_the_table_has_both_sides_and_their_ratio() -> None:
     assert row.markdown() == "| speed | 2 [1, 4] s | plain: 6 [4, 8] s | **3.00** [2.00, 4.00] | 2 |"
 
 
+# -- Show-o ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cached_reply_is_the_published_programs(showo: ShowO) -> None:
+    replies = [run() for run in masked.answering(showo, length=8).values()]
+    assert len(replies) == 3
+    assert len(replies[0]) == 8
+    assert replies[0].unique().numel() > 2
+    assert all(torch.equal(replies[0], other) for other in replies)
+
+
+def test_a_batch_draws_what_single_calls_draw(showo: ShowO) -> None:
+    sides = masked.drawing(showo, group=3, sampling=Sampling(guidance=3.0, rounds=5))
+    together, alone = sides["together"](), sides["alone"]()
+    assert together.shape == (3, showo.layout.image_tokens)
+    assert torch.equal(together, alone)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_updates_score_what_their_names_say(showo: ShowO) -> None:
+    sides = masked.updating(showo, count=2, sampling=Sampling(guidance=3.0, rounds=6))
+    scored = {name: (run() != 0).sum(1) for name, run in sides.items()}
+    assert (scored["all rounds"] == 36).all()
+    assert (scored["the whole canvas"] == 36).all()
+    assert all((scored[f"{few} rounds"] < 36).all() for few in (2, 4))
+    assert (scored["random masks"] > 0).all()
+    assert all(p.grad is None for p in showo.parameters())
+
+
+def test_gradients_of_some_rounds_average_to_that_of_all_and_of_surrogates_do_not(showo: ShowO) -> None:
+    options = gradients.Options("tiny", prompts=2, group=3, rounds=5, reward="random")
+    batch = gradients.draw_batch(showo, options, 0)
+    whole = gradients.gradient(showo, batch, showo.thin(batch.drawings, OptimConfig(), 0))
+    choices = {"some": OptimConfig(scored_rounds=1), "canvas": OptimConfig(scoring="whole_canvas")}
+    found = {name: gradients.agreement(showo, batch, whole, optim, draws=40) for name, optim in choices.items()}
+    assert found["some"].canvases == found["canvas"].canvases == 1
+    assert found["some"].mean > 0.95
+    assert found["some"].one < found["some"].mean
+    assert found["canvas"].one == found["canvas"].mean < 0.9
+
+
+def test_drawings_that_earn_alike_have_no_gradient_to_compare(showo: ShowO) -> None:
+    with pytest.raises(ValueError, match="no siblings of batch 0 differ; take `--reward random`"):
+        gradients.draw_batch(showo, gradients.Options("tiny", prompts=1, group=2, reward="format"), 0)
+
+
+def test_a_quick_comparison_of_gradients_is_printed_and_not_written(
+    showo: ShowO, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    showo.save(tmp_path)
+    before = (DOCS / "benchmarks.md").read_text()
+    gradients.main(gradients.Options(str(tmp_path), quick=True, reward="random", group=2, rounds=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0][2:] for line in lines[2:9]] == [*gradients.COMPARED, "all rounds, of another batch"]
+    assert (DOCS / "benchmarks.md").read_text() == before
+
+
 # -- rewards -------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +192,10 @@ def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture
     assert page.read_text() == before
 
 
-@pytest.mark.parametrize("name", ["benchmarks.run", "benchmarks.rewards", "benchmarks.denoising"])
+@pytest.mark.parametrize(
+    "name",
+    ["benchmarks.run", "benchmarks.rewards", "benchmarks.masked", "benchmarks.gradients", "benchmarks.denoising"],
+)
 def test_every_benchmark_finds_its_section(name: str, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text((DOCS / "benchmarks.md").read_text())

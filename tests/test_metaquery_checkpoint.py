@@ -13,9 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -94,6 +92,8 @@ def test_weights_can_be_held_in_half_precision(folder: Path) -> None:
 
 
 def test_each_library_loads_its_parts(metaquery: MetaQuery, folder: Path) -> None:
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     network = metaquery.network
@@ -339,9 +339,13 @@ def test_the_place_of_a_square_in_a_packed_latent_is_its_own() -> None:
 
 def test_an_autoencoder_with_a_shift_gives_latents_about_zero(tiny_metaquery: Parts) -> None:
     torch.manual_seed(0)
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (8, 8, 8, 8),
+    }
     options: dict[str, Any] = {"scaling_factor": 1.5, "shift_factor": 0.25, "latent_channels": 8, "norm_num_groups": 4}
-    options |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae: Any = AutoencoderKL(block_out_channels=cast(Any, (8,) * 4), **options)
+    vae: Any = AutoencoderKL(**blocks, **options)
     pixels = torch.rand(1, 3, 48, 48) * 2 - 1
     latents = diffusion.to_latents(vae, pixels)
     raw = vae.encode(pixels).latent_dist.mode()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unison.config import OptimConfig
 from unison.policies import sde
 from unison.policies.metaquery import MetaQuery, branch_shares
 from unison.policies.metaquery_prompt import CHAT_TEMPLATE, see_picture, see_pixels
@@ -403,14 +404,14 @@ def test_fewer_steps_scored_leave_sums_unbiased(metaquery: MetaQuery) -> None:
     drawing = cast(Latents, metaquery.draw([Context((SHORT,))], Sampling(steps=6), [0])[0])
     total = torch.zeros(6)
     for seed in range(300):
-        [thinned], [weight] = metaquery.thin([drawing], 2, seed)
-        assert thinned.mask.sum() == 2
-        assert torch.equal(weight > 0, thinned.mask)
-        total += weight
+        (thinned,) = metaquery.thin([drawing], OptimConfig(scored_rounds=2), seed)
+        assert thinned.action.mask.sum() == 2
+        assert torch.equal(thinned.weight > 0, thinned.action.mask)
+        total += thinned.weight
     assert (total / 300 - 1).abs().max() < 0.25
-    [whole], [weight] = metaquery.thin([drawing], 0, 0)
-    assert torch.equal(whole.mask, drawing.mask)
-    assert weight.sum() == 6
+    (whole,) = metaquery.thin([drawing], OptimConfig(), 0)
+    assert torch.equal(whole.action.mask, drawing.mask)
+    assert whole.weight.sum() == 6
 
 
 # -- supervised ----------------------------------------------------------------------------------------------------
@@ -494,7 +495,8 @@ def test_a_context_is_read_as_the_language_model_itself_would(metaquery: MetaQue
         )
         embeds, places = metaquery._embed([runs]), [positions(runs)]
         ours = causal.run_prefixes(metaquery.decoder, embeds, keep=False, positions=places).hidden
-        index, _ = cast(Any, qwen.model).get_rope_index(ids, (ids == pad).int(), grids)
+        find: Any = qwen.model.get_rope_index
+        index, _ = find(ids, (ids == pad).int(), grids)
     assert torch.equal(index[:, 0], places[0])
     assert (theirs.last_hidden_state - ours).abs().max() < 1e-4
 

@@ -13,12 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPVisionConfig
 
-from unison.config import PolicyConfig
+from unison.config import OptimConfig, PolicyConfig
 from unison.policies import load_policy, masked
 from unison.policies.showo import ShowO, question
-from unison.policies.showo_net import ShowONetwork
 from unison.types import Action, Context, Latents, Sampling, Tokens
 from unison.world.render import render
 from unison.world.scene import sample
@@ -300,6 +298,20 @@ def test_scoring_in_chunks_changes_neither_values_nor_gradients(
     chunked = showo(contexts, drawings)
     assert max((a - b).abs().max() for a, b in zip(whole, chunked, strict=True)) < CLOSE
     assert_same_gradients(gradients(showo, chunked), expected)
+
+
+@pytest.mark.parametrize("positions", [1, 5 * N])
+def test_drawing_in_passes_of_a_few_canvases_changes_no_drawing(
+    showo: ShowO, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    contexts = [c for c in (Context((SHORT,)), Context((LONG,))) for _ in range(3)]
+    whole = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    monkeypatch.setattr(masked, "POSITIONS_PER_CPU_PASS", positions)
+    parts = cast(list[Tokens], showo.draw(contexts, DRAWING, range(6)))
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.order, b.order)
+        assert (a.logp - b.logp).abs().max() < CLOSE
 
 
 def test_prompts_are_computed_once_for_siblings_and_rounds(showo: ShowO, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,38 +600,25 @@ def test_a_missing_tokenizer_is_one_error(saved: Path, tmp_path: Path) -> None:
 # -- reading through CLIP --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def clip(showo: ShowO) -> ShowO:
-    """The same decoder with a random CLIP tower."""
-    torch.manual_seed(0)
-    tower = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=8
-    )
-    network = showo.network
-    other = ShowONetwork(replace(network.config, w_clip_vit=True), network.image_tokenizer.config, tower).eval()
-    other.load_state_dict(network.state_dict(), strict=False)
-    return ShowO(other, showo.tokenizer, PolicyConfig("tiny"))
-
-
-def test_through_clip_replay_holds_and_the_picture_matters(clip: ShowO) -> None:
-    drawing = own_drawing(clip)
+def test_through_clip_replay_holds_and_the_picture_matters(showo_clip: ShowO) -> None:
+    drawing = own_drawing(showo_clip)
     contexts = [Context((PICTURE, SHORT))] * 2 + [Context((drawing, LONG)), Context((LONG,))]
-    replies = clip.write(contexts, TEXT, range(4))
-    assert gap(clip(contexts, replies), replies) < CLOSE
-    assert gap(clip([Context((OTHER, SHORT))], replies[:1]), replies[:1]) > 1e-3
+    replies = showo_clip.write(contexts, TEXT, range(4))
+    assert gap(showo_clip(contexts, replies), replies) < CLOSE
+    assert gap(showo_clip([Context((OTHER, SHORT))], replies[:1]), replies[:1]) > 1e-3
 
 
-def test_through_clip_everyone_sees_the_image_and_only_it(clip: ShowO) -> None:
-    pieces = clip._pieces(Context((PICTURE, SHORT)))
-    seen = clip._seen(pieces)
+def test_through_clip_everyone_sees_the_image_and_only_it(showo_clip: ShowO) -> None:
+    pieces = showo_clip._pieces(Context((PICTURE, SHORT)))
+    seen = showo_clip._seen(pieces)
     before = len(cast(list, pieces[0].content))
-    assert pieces[0].content[0] == clip.layout.special("<|mmu|>")  # type: ignore[index]
+    assert pieces[0].content[0] == showo_clip.layout.special("<|mmu|>")  # type: ignore[index]
     assert seen.nonzero().flatten().tolist() == list(range(before, before + 9))
 
 
-def test_a_policy_that_reads_through_clip_is_saved_whole(clip: ShowO, tmp_path: Path) -> None:
-    clip.save(tmp_path / "clip")
-    same(clip, cast(ShowO, load_policy(PolicyConfig(str(tmp_path / "clip")))))
+def test_a_policy_that_reads_through_clip_is_saved_whole(showo_clip: ShowO, tmp_path: Path) -> None:
+    showo_clip.save(tmp_path / "clip")
+    same(showo_clip, cast(ShowO, load_policy(PolicyConfig(str(tmp_path / "clip")))))
 
 
 # -- scoring a part of the rounds ------------------------------------------------------------------------------------
@@ -645,18 +644,19 @@ def test_a_part_of_the_rounds_has_the_gradient_of_all_on_average(showo: ShowO) -
 
 def test_a_part_of_the_rounds_depends_on_the_drawing_and_the_seed_alone(showo: ShowO) -> None:
     drawings = showo.draw([Context((SHORT,))] * 8, DRAWING, range(8))
-    together, _ = showo.thin(drawings, 2, seed=3)
-    alone = [showo.thin([d], 2, seed=3)[0][0] for d in drawings]
-    other, _ = showo.thin(drawings, 2, seed=4)
-    masks = [[a.mask.tolist() for a in actions] for actions in (together, alone, other)]
+    two = OptimConfig(scored_rounds=2)
+    together = showo.thin(drawings, two, seed=3)
+    alone = [showo.thin([d], two, seed=3)[0] for d in drawings]
+    other = showo.thin(drawings, two, seed=4)
+    masks = [[s.action.mask.tolist() for s in scored] for scored in (together, alone, other)]
     assert masks[0] == masks[1] != masks[2]
 
 
 def test_all_rounds_and_replies_are_left_as_they_are(showo: ShowO) -> None:
     actions = [own_drawing(showo), own_reply(showo)]
     for rounds in (0, 6, 100):
-        thinned, weights = showo.thin(actions, rounds, seed=0)
-        for action, before, weight in zip(thinned, actions, weights, strict=True):
-            assert torch.equal(action.mask, before.mask)
-            assert torch.equal(weight, before.mask.float())
-    assert showo.thin(actions, 1, seed=0)[0][1].mask.all()
+        for scored, before in zip(showo.thin(actions, OptimConfig(scored_rounds=rounds), seed=0), actions, strict=True):
+            assert torch.equal(scored.action.mask, before.mask)
+            assert torch.equal(scored.weight, before.mask.float())
+            assert scored.old_logp is before.logp
+    assert showo.thin(actions, OptimConfig(scored_rounds=1), seed=0)[1].action.mask.all()

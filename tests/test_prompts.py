@@ -17,10 +17,12 @@ from unison.objects import COCO, COLORS, IRREGULAR, MORE, OBJECTS, Phrase, artic
 from unison.prompts import PromptItems, Request, draw, held_out, read_excluded
 from unison.rewards.text import is_right
 from unison.scenarios import SCENARIOS
-from unison.types import Item
+from unison.types import Clause, Item, Wanted
+from unison.wanted import read_wanted
 from unison.world.scene import RELATIONS, TASKS
 
 MANY = 3000
+RIGHT_OF = {"class": "dog", "count": 1, "position": ["right of", 0]}
 
 
 def first(items: Items) -> list[Item]:
@@ -281,3 +283,42 @@ def test_a_file_that_is_not_there_or_excludes_everything_is_said(tmp_path: Path)
     everything = frozenset(Request("single_object", (Phrase(noun),)).meaning for noun in OBJECTS)
     with pytest.raises(ValueError, match="leaves no prompt of single_object"):
         items(excluded=everything)[0]
+
+
+# -- what a detector must find -------------------------------------------------------------------------------------
+
+
+def test_prompts_of_cocos_objects_say_what_a_detector_must_find() -> None:
+    made = first(items())
+    told = [item for item in made if item.wanted]
+    assert 0.2 < len(told) / MANY < 0.6
+    assert {item.wanted.tag for item in told if item.wanted} == {*TASKS}
+    for item in told:
+        assert item.wanted
+        assert item.wanted.tag == item.task
+        assert all(clause.noun in COCO for clause in item.wanted.include)
+        assert bool(item.wanted.exclude) == (item.task == "counting")
+
+
+def test_a_position_is_that_of_the_first_object_to_the_second() -> None:
+    wanted = Request("position", (Phrase("dog"), Phrase("cat")), "left of").wanted
+    assert wanted == Wanted("position", (Clause("cat"), Clause("dog", 1, None, ("left of", 0))))
+    assert Request("counting", (Phrase("cat", 3),)).wanted == Wanted(
+        "counting", (Clause("cat", 3),), (Clause("cat", 4),)
+    )
+
+
+def test_genevals_prompt_files_are_data_to_train_on(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]},
+        {"tag": "position", "include": [{"class": "cat", "count": 1}, RIGHT_OF]},
+        {"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}]},
+    ]
+    path = tmp_path / "train_metadata.jsonl"
+    path.write_text("".join(json.dumps(row | {"prompt": "a photo"}) + "\n" for row in rows))
+    read = first(open_items(str(path), "train", DataConfig(), 0, 0))
+    assert [item.wanted for item in read] == [read_wanted(row) for row in rows]
+    assert [item.task for item in read] == ["counting", "position", "colors"]
+    path.write_text(json.dumps(rows[0] | {"prompt": "x", "tag": "dance"}) + "\n")
+    with pytest.raises(ValueError, match=r"row 0, column 'include' .*tag = 'dance' is not one of"):
+        open_items(str(path), "train", DataConfig(), 0, 0)[0]

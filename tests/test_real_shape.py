@@ -20,7 +20,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from benchmarks import judges
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
-from unison.policies.shapes import PUBLISHED, JanusShape
+from unison.policies.shapes import JANUS, JanusShape
 from unison.recipes import corl, unirl
 from unison.train import Trainer
 from unison.types import Sampling
@@ -50,7 +50,7 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_shape_has_the_published_size():
     with torch.device("meta"):
-        config: Any = PUBLISHED["deepseek-community/Janus-Pro-1B"].config()
+        config: Any = JANUS["deepseek-community/Janus-Pro-1B"].config()
         network = JanusForConditionalGeneration(config)
     assert config.vq_config.num_patches**2 == 576
     assert config.vq_config.num_embeddings == 16384

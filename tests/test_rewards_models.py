@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from transformers import BertModel, BlipProcessor
 from benchmarks import judges
 from benchmarks.judges import build_tokenizer
 from unison.policies.janus import Janus
-from unison.rewards import CHECKPOINTS, MINILM, REWARDS, load_rewards, pretrained, quality, recaption, score
+from unison.rewards import CHECKPOINTS, MINILM, REWARDS, edits, load_rewards, pretrained, quality, recaption, score
+from unison.rewards.edits import direction_similarity
 from unison.rewards.image_reward import MEAN, STD, ImageReward, from_published, published_config
 from unison.rewards.matching import matching
 from unison.rewards.pretrained import greedy_matches
@@ -29,16 +31,23 @@ from unison.world.scene import SHAPES, TASKS, Object, sample
 
 CPU = torch.device("cpu")
 OF_REPLIES = ("llm_judge", "llm_judge_soft")  # see test_llm_judge.py
-WITH_MODEL = ["matching", *(name for name in CHECKPOINTS if name not in OF_REPLIES)]
+OF_OBJECTS = ("geneval", "geneval_strict")  # they judge photos of COCO's objects: see test_geneval.py
+WITH_MODEL = ["matching", *(name for name in CHECKPOINTS if name not in OF_REPLIES + OF_OBJECTS)]
 CLOSE = 1e-4
 
 
 def pairs(count: int = 5) -> list[Trajectory]:
-    """Drawings with prompts of different lengths."""
+    """Drawings with prompts of different lengths, each an edit of a picture that shows less."""
     rng = random.Random(0)
     made = [sample(rng, TASKS[i % len(TASKS)], "train") for i in range(count)]
     return [
-        Trajectory(Item(str(i), prompt=description.prompt), (), images=(render(scene),))
+        Trajectory(
+            Item(
+                str(i), description.prompt, render(()), source_caption="red circle", target_caption=description.prompt
+            ),
+            (),
+            images=(render(scene),),
+        )
         for i, (description, scene) in enumerate(made)
     ]
 
@@ -66,7 +75,9 @@ def reward(checkpoints: dict[str, Path]) -> Callable[[str], Any]:
 @pytest.mark.parametrize("name", WITH_MODEL)
 def test_values_are_in_range_and_differ_between_drawings(name: str, reward: Callable[[str], Any], policy: Janus):
     values = reward(name)(pairs(), policy)
-    low, high = (-100, 100) if name == "image_reward" else (0, 1)  # that one is in standard deviations
+    low, high = {"image_reward": (-100, 100), "clip_direction": (-1, 1), "clip_reconstruction": (-1, 1)}.get(
+        name, (0, 1)
+    )
     assert all(low <= value <= high for value in values)
     assert max(values) - min(values) > 1e-3
 
@@ -79,7 +90,7 @@ def test_a_batch_is_judged_as_its_rows_are(
     together = judge(rows, policy)
     assert [judge([row], policy)[0] for row in rows] == pytest.approx(together, abs=CLOSE)
     assert judge(rows[::-1], policy)[::-1] == pytest.approx(together, abs=CLOSE)
-    for module in (pretrained, quality):
+    for module in (pretrained, quality, edits):
         monkeypatch.setattr(module, "BATCH", 2)
     assert judge(rows, policy) == pytest.approx(together, abs=CLOSE)
 
@@ -402,3 +413,43 @@ def test_a_prompt_from_outside_the_world_has_no_tuples():
     with pytest.raises(ValueError, match="not a sentence of the world"):
         world_tuples([Trajectory(Item("x", prompt="a photo of a cat"), (), images=(render((RED,)),))], None)
     assert world_tuples([Trajectory(Item("x"), (), images=(render((RED,)),))], None) == [None]
+
+
+# -- edits ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_measured_by_the_direction_of_its_change():
+    caption, target = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    picture = torch.tensor([[0.6, 0.8]])
+    for change, expected in (((-1, 1), 1.0), ((1, -1), -1.0), ((1, 1), 0.0), ((0, 0), 0.0)):
+        edited = picture + 0.1 * torch.tensor([change])
+        assert direction_similarity(picture, edited, caption, target).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip_direction", "clip_reconstruction"])
+def test_the_first_drawing_is_the_edit_and_the_last_the_reconstruction(
+    name: str, reward: Callable[[str], Any], policy: Janus
+):
+    first, second = pairs(2)
+    item, edit, back = first.item, first.images[0], second.images[0]
+    assert item.image is not None
+    once, cycled, undone = (
+        reward(name)([Trajectory(item, (), images=images)], policy)[0]
+        for images in ((edit,), (edit, back), (edit, item.image))
+    )
+    if name == "clip_direction":
+        assert once == pytest.approx(cycled, abs=CLOSE)
+        assert once == pytest.approx(undone, abs=CLOSE)
+        assert reward(name)([Trajectory(item, (), images=(item.image,))], policy)[0] == pytest.approx(0, abs=0.01)
+    else:
+        assert undone == pytest.approx(1, abs=CLOSE)
+        assert max(once, cycled) < 1 - 1e-4
+
+
+@pytest.mark.parametrize("missing", ["image", "source_caption", "target_caption"])
+def test_an_edit_without_its_captions_or_picture_cannot_be_judged(
+    missing: str, reward: Callable[[str], Any], policy: Janus
+):
+    (row,) = pairs(1)
+    item = replace(row.item, **{missing: None})
+    assert reward("clip_direction")([Trajectory(item, (), images=row.images)], policy) == [None]

@@ -27,7 +27,7 @@ from unison.rewards import NEEDS, load_rewards
 from unison.rewards.common import CPU, in_chunks
 from unison.rewards.ocr import normalise, ocr, read
 from unison.rewards.pretrained import load
-from unison.rewards.quality import brisque, jpeg_compressible, jpeg_incompressible, load_head
+from unison.rewards.quality import brisque, jpeg_compressible, jpeg_incompressible, jpeg_kilobytes, load_head
 from unison.rewards.similarity import (
     SIZE,
     STAGES,
@@ -236,6 +236,14 @@ def test_the_cost_is_per_pixel() -> None:
     rows = [drawn(Image.fromarray(np.tile(tile, (n, n, 1)))) for n in (1, 2)]
     one, four = judged(jpeg_incompressible, rows)
     assert one == pytest.approx(four, rel=0.02)
+
+
+def test_kilobytes_are_those_of_the_file() -> None:
+    image = photo("coffee", 256)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    undrawn = Trajectory(Item("x"), ())
+    assert jpeg_kilobytes([drawn(image), undrawn], None) == [len(file.getvalue()) / 1000, None]
 
 
 def test_the_header_of_a_tiny_file_does_not_leave_the_scale() -> None:

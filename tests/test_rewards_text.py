@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import pytest
 
+from unison.rewards.mathematics import math
 from unison.rewards.text import accuracy, accuracy_soft, format_, is_formatted, is_right, parse_answer
 from unison.types import AnswerKind, Item, Trajectory
 from unison.world.scene import REPLY_FORMAT as SUFFIX
@@ -251,3 +254,64 @@ def test_soft_credit_gives_the_full_point_wherever_the_answer_is_right_and_optio
     rows = [said(reply) for reply in replies]
     assert accuracy_soft(rows, None) == accuracy(rows, None)
     assert accuracy_soft([said(), said("B", answer=None)], None) == [None, None]
+
+
+# -- mathematics --------------------------------------------------------------------------------------------------
+
+
+def solved(answer: str, reply: str) -> float | None:
+    return math([said(reply, answer=answer, kind="open_ended")], None)[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        ("72", "72"),
+        ("She sold 48 / 2 = 24.\n#### 72", "72 clips"),
+        ("1/2", "0.5"),
+        (r"\frac{1}{2}", "2/4"),
+        ("1,000", "1000"),
+        ("18", "$18.00"),
+        ("x^2+2x+1", "(x+1)^2"),
+        (r"\sqrt{2}", "sqrt(2)"),
+        ("5", "x = 5"),
+        ("(1, 2)", "(1,2)"),
+        ("0.333333", "1/3"),
+        ("72", "The answer is 72."),
+    ],
+)
+def test_answers_equal_as_mathematics_are_right(answer: str, given: str) -> None:
+    assert solved(answer, tagged(given)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [("72", "27"), ("(1,2)", "2"), ("2", "(1, 2)"), ("3", "1/3"), ("x+1", "x-1"), ("72", ""), ("72", "no idea")],
+)
+def test_answers_that_differ_are_wrong(answer: str, given: str) -> None:
+    assert solved(answer, tagged(given)) == 0
+
+
+def test_without_tags_the_last_result_counts() -> None:
+    assert solved("72", "First 24, then 48, so 72") == 1
+    assert solved("24", "First 24, then 48, so 72") == 0
+
+
+def test_what_is_no_mathematics_cannot_be_judged() -> None:
+    assert solved("on the red sofa", tagged("on the red sofa")) is None
+    assert math([said(answer="72"), said("72", answer=None)], None) == [None, None]
+
+
+@pytest.mark.parametrize("given", ["9^9^9^9^9", "7^{7^{7^{7^7}}}", "9**9**9**9"])
+def test_a_power_of_powers_does_not_stop_the_run(given: str) -> None:
+    start = time.perf_counter()
+    assert solved("7", tagged(given)) == 0
+    assert time.perf_counter() - start < 4
+
+
+def test_answers_are_judged_alike_outside_the_main_thread() -> None:
+    found: list[float | None] = []
+    thread = threading.Thread(target=lambda: found.extend((solved("1/2", tagged("0.5")), solved("1/2", tagged("2")))))
+    thread.start()
+    thread.join()
+    assert found == [1, 0]

@@ -158,7 +158,7 @@ def test_imitation_acts_as_the_item_shows(policy: Policy) -> None:
     assert trajectory.texts == (ITEMS[0].reply,)
     assert policy.decode([reply]) == [ITEMS[0].reply]
     (picture,) = trajectory.images
-    assert torch.equal(drawing.ids, tokens_of(policy.encode([picture])[0]).ids)
+    assert torch.equal(tokens_of(drawing).ids, tokens_of(policy.encode([picture])[0]).ids)
 
 
 # -- the model's own drawings -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from transformers import CLIPVisionConfig
 
 from unison.policies import causal, masked, tokens
 from unison.policies.magvit import PUBLISHED, MagvitConfig
+from unison.policies.shapes import SHOW_O
 from unison.policies.showo_layout import IGNORED, SPECIAL, Layout, causal_mask
 from unison.policies.showo_net import PhiSizes, ShowOConfig, ShowONetwork, projector, read_config
 from unison.types import Sampling
@@ -35,6 +36,7 @@ CONFIG = ShowOConfig(
     phi=PhiSizes(64, 128, 2, 4, max_position_embeddings=128),
 )
 PAINTER = MagvitConfig(8, 4, 6, (1, 1), (1, 1), (1, 1), (1, 1))  # takes no part here
+VARIANTS = ("showo_demo", "showo_demo_512x512", "showo_demo_w_clip_vit", "showo_demo_w_clip_vit_512x512")
 TRACES = ("gen", "gen_noguid", "gen_inpaint", "gen_hot")
 
 
@@ -71,9 +73,10 @@ def test_ids_are_the_published_ones(golden: Path, facts: dict[str, Any]) -> None
         assert layout.vocabulary == ids["vocab_size"]
 
 
-@pytest.mark.parametrize("variant", ["showo_demo", "showo_demo_512x512", "showo_demo_w_clip_vit"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_real_weights_have_the_published_names_and_shapes(golden: Path, variant: str, tmp_path: Path) -> None:
     published = json.loads((golden / "showo_keys.json").read_text())
+    assert {*published["variants"]} == {*VARIANTS}
     entry = published["variants"][variant]
     (tmp_path / "config.json").write_text(
         json.dumps({"_class_name": "Showo"} | entry["registered_config_of_a_freshly_built_module"])
@@ -88,6 +91,7 @@ def test_the_real_weights_have_the_published_names_and_shapes(golden: Path, vari
     assert {n: list(w.shape) for n, w in ours.items()} == {name: value["shape"] for name, value in keys.items()}
     assert sum(w.numel() for w in ours.values()) == entry["num_parameters"]
     assert config.num_vq_tokens == {256: 256, 512: 1024}[entry["resolution"]]
+    assert config == SHOW_O[entry["published_checkpoint"]].config()
 
 
 def test_the_golden_weights_are_reproduced(network: ShowONetwork, facts: dict[str, Any]) -> None:
@@ -120,6 +124,18 @@ def test_the_unpadded_prompt_is_the_end_of_the_padded_one(facts: dict[str, Any])
 def test_attention_in_drawings_is_the_published_one(numbers: dict[str, Tensor]) -> None:
     ids = torch.cat([numbers["t2i.cond_ids"], numbers["t2i.uncond_ids"]])
     assert torch.equal(LAYOUT.drawing_mask(ids), numbers["t2i.mask"][:, 0])
+
+
+def test_attention_with_pads_that_are_seen_is_the_published_one(numbers: dict[str, Tensor]) -> None:
+    """The published program can be told to let everyone see the pads (`rm_pad_in_image` off), which is attention to
+    pads as to words. Neither it nor we draw so: the policy's prompts have no pads at all, which is the other way."""
+    ids = torch.cat([numbers["t2i.cond_ids"], numbers["t2i.uncond_ids"]])
+    seen = numbers["t2i.mask_rm_pad_false"][:, 0]
+    word = LAYOUT.eot
+    assert torch.equal(LAYOUT.drawing_mask(ids.where(ids != LAYOUT.pad, word)), seen)
+    hidden = seen & ~LAYOUT.drawing_mask(ids)
+    assert hidden.any()
+    assert (ids[hidden.nonzero()[:, 0], hidden.nonzero()[:, 2]] == LAYOUT.pad).all()
 
 
 def test_attention_without_pads_hides_nothing() -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from unison.policies import masked, sde, tokens
 from unison.policies.base import Policy, by_kind, sampled
 from unison.scenarios.common import Seeds, windowed
 from unison.train import Trainer, parameter_groups
-from unison.types import Action, Context, Item, Latents, Sampling, Tokens, Trajectory
+from unison.types import Action, Context, Item, Latents, Sampling, Scored, Tokens, Trajectory
 
 SHAPE = (3, 8, 8)
 WORDS = 6
@@ -116,11 +117,11 @@ class Sketcher(Policy):
         with torch.no_grad():
             return sde.means(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        if not rounds or actions[0].modality == "text":
-            return super().thin(actions, rounds, seed)
-        some = [masked.some_rounds(torch.arange(len(a)), a.mask, rounds, seed + i) for i, a in enumerate(actions)]
-        return [replace(a, mask=mask) for a, (mask, _) in zip(actions, some, strict=True)], [w for _, w in some]
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        whole = super().thin(actions, optim, seed)
+        if not optim.scored_rounds:
+            return whole
+        return [thinned(s.action, optim, seed) if isinstance(s.action, Latents) else s for s in whole]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         return [picture(a.path[-1]) if isinstance(a, Latents) else " ".join(map(str, a.ids.tolist())) for a in actions]
@@ -132,6 +133,12 @@ class Sketcher(Policy):
 
 def latents(actions: Sequence[Action]) -> list[Latents]:
     return [action for action in actions if isinstance(action, Latents)]
+
+
+def thinned(drawing: Latents, optim: OptimConfig, seed: int) -> Scored:
+    own = zlib.crc32(drawing.path.numpy().tobytes(), seed)
+    mask, weight = masked.some_rounds(torch.arange(len(drawing)), drawing.mask, optim.scored_rounds, own)
+    return Scored(replace(drawing, mask=mask), weight, drawing.logp)
 
 
 def features(context: Context) -> Tensor:
@@ -394,16 +401,23 @@ def test_scoring_a_part_of_the_steps_leaves_the_gradient_unbiased(policy: Sketch
     drawings = policy.draw(CONTEXTS, GUIDED, range(6))
     advantages = torch.linspace(-1, 1, 6)
 
-    def gradient(actions: Sequence[Action], shares: Sequence[Tensor]) -> Tensor:
-        loss = sum(a * (s * p).sum() for a, s, p in zip(advantages, shares, policy(CONTEXTS, actions), strict=True))
+    def gradient(rounds: int, seed: int) -> Tensor:
+        scored = policy.thin(drawings, OptimConfig(scored_rounds=rounds), seed)
+        logps = policy(CONTEXTS, [s.action for s in scored])
+        loss = sum(a * (s.weight * p).sum() for a, s, p in zip(advantages, scored, logps, strict=True))
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*policy.network.paint.parameters()])])  # type: ignore[union-attr,arg-type]
 
-    whole = gradient(*policy.thin(drawings, 0, 0))
-    parts = torch.stack([gradient(*policy.thin(drawings, 2, 10 * seed)) for seed in range(200)])
-    assert all(a.mask.sum() == 2 for a in policy.thin(drawings, 2, 0)[0])
+    whole, parts = gradient(0, 0), torch.stack([gradient(2, seed) for seed in range(200)])
+    assert all(s.action.mask.sum() == 2 for s in policy.thin(drawings, OptimConfig(scored_rounds=2), 0))
     error = (parts.mean(0) - whole).norm() / whole.norm()
     assert error < 3 * (parts.std(0) / 200**0.5).norm() / whole.norm()
     assert error < 0.2
+
+
+def test_a_part_of_the_steps_is_trained_on_request(start: Callable[..., Trainer]):
+    row = metrics(start("run", optim__steps=1, optim__scored_rounds=2, objective__image_kl_beta=0.1).train())[0]
+    assert row["image/ratio"] == pytest.approx(1, abs=1e-5)
+    assert row["image/grad_norm"] > 0
 
 
 def test_deterministic_drawings_are_no_decisions(start: Callable[..., Trainer]):

@@ -9,16 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
 from unison.config import Chain, JoinConfig, RunConfig, from_json
 
 if TYPE_CHECKING:
-    from unison.evaluate import Evaluation
-    from unison.policies.base import Policy
-    from unison.types import Item
+    from accelerate import PartialState
+
+    from unison.suites import Suite
+    from unison.suites.common import Result
 
 USAGE = """unison: reinforcement learning for unified multimodal models
 
@@ -27,13 +28,14 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --config <run>/config.json      repeat a run
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
+  unison eval <checkpoint> --suite geneval --prompts <file>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
-  unison pretrain janus                        make the bundled tiny model from scratch (showo, metaquery: not bundled
-                                               yet)
+  unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
+                                               bundled yet, too)
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -182,109 +184,100 @@ def _make_room(out: Path, overwrite: bool) -> None:
         shutil.rmtree(out)
 
 
+Options = TypeVar("Options")
+
+
 @dataclass(frozen=True)
-class EvalArgs:
-    """Score a checkpoint on held-out items."""
+class EvalArgs(Generic[Options]):
+    """Score a checkpoint."""
 
     checkpoint: tyro.conf.Positional[str]
     """Checkpoint folder, hub id or assets/<name>."""
-    data: str = "world"
-    """Held-out items: `world`, `prompts` (GenEval-style, with questions about the drawings), a path or a hub id."""
-    excluded: str = ""
-    """GenEval's evaluation_metadata.jsonl: `prompts` then asks for nothing that a test prompt asks for."""
-    items: int = 600
-    """Held-out items."""
-    questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
-    """Form of the world's questions."""
-    guidance: float = 1.75
-    """Guidance scale of drawings."""
-    rounds: int = 18
-    """Rounds of masked decoding, in models that draw by it."""
-    max_tokens: int = 48
-    """Longest reply."""
-    own_drawings: bool = False
-    """Also ask about each drawing, and show how far drawing and answering are apart; always so with `prompts`."""
-    rewards: tuple[str, ...] = ()
-    """Rewards that measure each drawing and the answer about it, such as `clip` and `llm_judge:<checkpoint>`."""
+    options: Annotated[Options, tyro.conf.arg(name="")]
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights."""
-    batch_size: int = 120
-    """Items drawn at a time."""
     out: Path | None = None
-    """JSON file for the records."""
-
-    @property
-    def asks_own(self) -> bool:
-        return self.own_drawings or self.data == "prompts"
-
-
-NOT_JUDGED = (
-    "Whether the drawings are right was not judged: the world's judge reads the world's prompts alone. "
-    "Rewards that look at a drawing measure it: --rewards clip image_reward:<folder>"
-)
+    """Folder for the results, or the JSON file of a single suite; runs/eval/<checkpoint> if not given."""
+    overwrite: bool = False
+    """Start over where an interrupted evaluation would be gone on with."""
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """`eval <checkpoint>`"""
-    args = tyro.cli(EvalArgs, args=list(words), prog="unison eval")
-    from unison import evaluate as evaluation
-    from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
-    from unison.policies import load_policy
-    from unison.rewards import load_rewards
-    from unison.types import Sampling
+    """`eval <checkpoint> [--suite <name>,<name>]`"""
+    from unison import suites
+    from unison.suites.common import Job
 
-    items, rewards = _held_out(args), load_rewards(args.rewards)
-    policy = load_policy(PolicyConfig(args.checkpoint, dtype=args.dtype, compute_dtype=args.dtype))
-    if args.asks_own:
-        policy.require("draw", "asking about own drawings")
-    image = Sampling(guidance=args.guidance, rounds=args.rounds)
-    scenario = ScenarioConfig(text=Sampling(max_tokens=args.max_tokens), image=image)
-    config = EvalConfig(items=args.items, own_drawings=args.asks_own, batch_size=args.batch_size)
-    result = evaluation.evaluate(_placed(policy), items, scenario, config, rewards=rewards)
-    _print_evaluation(result)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result.save(args.out.parent).rename(args.out)
+    names, rest = _suite_names(words)
+    chosen = [suites.find(name) for name in names]
+    parsed = [_parse_suite(suite, names, rest) for suite in chosen]
+    first = parsed[0]  # what is no suite's own option is the same for all
+    if len(chosen) > 1 and first.out and first.out.suffix == ".json":
+        raise ValueError(f"--out {first.out}: several suites write to a folder, not to one file")
+    job = Job(first.checkpoint, first.dtype, first.out, first.overwrite, _processes())
+    ready = [suite.prepare(args.options, job) for suite, args in zip(chosen, parsed, strict=True)]
+    for suite, run in zip(chosen, ready, strict=True):
+        if result := run():
+            result.save(job.file(suite.name))
+            _print_result(result, job.file(suite.name))
 
 
-def _held_out(args: EvalArgs) -> Sequence[Item]:
-    """The items to evaluate on; the world's as the tiny recipes ask about it."""
-    from unison.config import DataConfig
-    from unison.data import open_items
-    from unison.recipes.corl import tiny_unified
-
-    if args.data == "world":
-        data = dataclasses.replace(tiny_unified().data, questions=args.questions)
-    else:
-        data = DataConfig(eval=args.data, excluded=args.excluded)
-    items = open_items(args.data, "eval", data, 0, args.items)
-    return [items[i] for i in range(min(args.items, len(items)))]
+def _suite_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names that `--suite` gives, and the other words."""
+    names, rest, left = "world", [], iter(words)
+    for word in left:
+        option, given, value = word.partition("=")
+        if option == "--suite":
+            names = value if given else next(left, "")
+        else:
+            rest.append(word)
+    return names.split(","), rest
 
 
-def _placed(policy: Policy) -> Policy:
-    """The policy on the first GPU, if there is one."""
+def _parse_suite(suite: Suite, names: Sequence[str], words: Sequence[str]) -> EvalArgs[Any]:
+    """The command as one of its suites reads it: `--<suite>.<option>` is for that suite alone."""
+    from unison.suites import SUITES
+
+    own, keep = [], True
+    for word in words:
+        if word.startswith("--"):
+            owner, dot, option = word[2:].partition(".")
+            known = bool(dot) and owner in names
+            keep = not known or owner == suite.name
+            word = f"--{option}" if known else word
+        if keep:
+            own.append(word)
+    others = ", ".join(f"{s.name} ({s.summary})" for s in SUITES.values())
+    about = f"Score a checkpoint with the suite `{suite.name}`: {suite.summary}. --suite takes another: {others}."
+    return tyro.cli(EvalArgs[suite.options], args=own, prog=f"unison eval --suite {suite.name}", description=about)
+
+
+def _processes() -> PartialState:
+    """The processes of this launch; they may wait for one another for days."""
+    from datetime import timedelta
+
     import torch
+    from accelerate import PartialState
 
-    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+    patience = {"timeout": timedelta(days=7)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+    # without a GPU it must be told so, or every process of a launch takes itself for the only one
+    return PartialState(cpu=not torch.cuda.is_available(), **patience)
 
 
-def _print_evaluation(result: Evaluation) -> None:
-    """The table of all figures by task, and what could not be judged."""
+def _print_result(result: Result, file: Path) -> None:
+    """The table of all figures by task, with the protocol that they hold for."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    from unison.evaluate import by_cut
-
-    console, tasks = Console(), sorted({record["task"] for record in result.records})
+    console = Console()
     if not console.is_terminal:  # a file is as wide as its lines
         console.width = max(console.width, 160)
-    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *tasks)
-    rows = by_cut(result.records, tasks)
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *result.tasks)
+    for name, row in result.rows().items():
+        table.add_row(name, *row)
     console.print(table)
-    if "drawing" not in rows and any(record["prompt"] for record in result.records):
-        console.print(NOT_JUDGED)
+    for line in (*result.notes, ", ".join(f"{name}={value}" for name, value in result.protocol.items())):
+        console.print(line, highlight=False, markup=False)
+    console.print(f"{file} and {file.with_suffix('.md').name} hold the figures", highlight=False, markup=False)
 
 
 @dataclass(frozen=True)

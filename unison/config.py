@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from unison.types import Modality, Sampling
+from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 
@@ -121,6 +121,8 @@ class ScenarioConfig:
     """Choice of the denoising steps that are trained."""
     relax_temperature: float = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
+    relax_canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that extra pass: a random round's canvas, one masked at random, or all masked."""
 
     @property
     def asks_reference(self) -> bool:
@@ -200,9 +202,14 @@ class OptimConfig:
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
+    scoring: Literal["rounds", "whole_canvas", "random_masks"] = "rounds"
+    """What is scored of a drawing by masked decoding: its rounds as they were, or in one pass all of its codes from an
+    empty canvas, or a random part of them from the rest; the latter two are surrogates of its log-probability."""
     scored_rounds: int = 0
     """Rounds of a masked decoding, or denoising steps, that are scored for each drawing, at random and with weights
     that keep the gradient unbiased; 0 scores all."""
+    least_masked: float = 0.0
+    """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
     learning_rate: float = 1e-6
@@ -344,7 +351,7 @@ def check(config: RunConfig) -> None:
         config.evaluation.own_drawings,
         "True with data.eval = 'prompts', whose questions are about the model's own drawings",
     )
-    _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
+    _check_scoring(optim)
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for pattern, rate in optim.part_learning_rates.items():
@@ -355,12 +362,19 @@ def check(config: RunConfig) -> None:
         _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
     _check_denoising(config.scenario)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
-        _require(sampling.temperature > 0, f"scenario.{name}.temperature", sampling.temperature, "above 0")
-        _require(sampling.guidance >= 1, f"scenario.{name}.guidance", sampling.guidance, "at least 1 (1 is off)")
-        _require(sampling.rounds >= 1, f"scenario.{name}.rounds", sampling.rounds, "at least 1")
-        first = sampling.choice_temperature
-        _require(first >= 0, f"scenario.{name}.choice_temperature", first, "at least 0 (0 is off)")
+        check_sampling(sampling, f"scenario.{name}.")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
+
+
+def _check_scoring(optim: OptimConfig) -> None:
+    choices = ("rounds", "whole_canvas", "random_masks")
+    _require(optim.scoring in choices, "optim.scoring", optim.scoring, f"one of {', '.join(choices)}")
+    _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
+    whole, share = optim.scored_rounds == 0, optim.least_masked
+    rule = f"0 with optim.scoring = {optim.scoring!r}, which scores "
+    _require(whole or optim.scoring == "rounds", "optim.scored_rounds", optim.scored_rounds, f"{rule}no rounds")
+    _require(share == 0 or optim.scoring == "random_masks", "optim.least_masked", share, f"{rule}no random part")
+    _require(0 <= share <= 1, "optim.least_masked", share, "between 0 and 1")
 
 
 def _check_denoising(scenario: ScenarioConfig) -> None:
@@ -387,6 +401,22 @@ def _is_regular(pattern: str) -> bool:
     except re.error:
         return False
     return True
+
+
+def check_sampling(sampling: Sampling, prefix: str = "") -> None:
+    """Rejects settings that no policy can sample with.
+
+    Args:
+        prefix: what precedes the field's name where the user states it.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    _require(sampling.temperature > 0, f"{prefix}temperature", sampling.temperature, "above 0")
+    _require(sampling.guidance >= 1, f"{prefix}guidance", sampling.guidance, "at least 1 (1 is off)")
+    _require(sampling.rounds >= 1, f"{prefix}rounds", sampling.rounds, "at least 1")
+    first = sampling.choice_temperature
+    _require(first >= 0, f"{prefix}choice_temperature", first, "at least 0 (0 is off)")
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

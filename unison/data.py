@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from unison.config import DataConfig
 from unison.prompts import PromptItems, read_excluded
-from unison.rows import COLUMNS, OPTIONS, BadRow, RowReader, Suffix, join
+from unison.rows import COLUMNS, OPTIONS, WANTED, BadRow, RowReader, Suffix, join
 from unison.types import AnswerKind, Item
 from unison.world.render import render
 from unison.world.scene import TASKS, Split, ask, ask_count, sample
@@ -481,7 +481,7 @@ def export(items: WorldItems | TableItems, folder: Path, count: int) -> Path:
 
 def _export_row(item: Item, folder: Path, file_name: str) -> dict[str, str]:
     """Saves the item's picture and returns its row, without the fields that it lacks."""
-    values = {name: getattr(item, name) for name in COLUMNS if name not in ("image", *OPTIONS)}
+    values = {name: getattr(item, name) for name in COLUMNS if name not in ("image", *OPTIONS, *WANTED)}
     if item.image is not None:
         item.image.save(folder / file_name)
         values["image"] = file_name

@@ -109,20 +109,19 @@ def shares(records: Iterable[Record]) -> dict[str, Estimate]:
     return {name: conditional(pairs) for name, pairs in found.items() if is_met(pairs)}
 
 
-def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Every figure and conditional share, with its gap to 1, as printed: over all tasks, then for each task."""
-    rows: dict[str, list[str]] = {}
+def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Every figure and conditional share, with its gap to 1: over all tasks ("all"), and in each task that has it."""
+    cuts = {"all": list(records)} | {task: [r for r in records if r["task"] == task] for task in tasks}
+    rows: dict[str, dict[str, Estimate]] = {}
     for name, field in fields(records).items():
-        if columns := by_task(records, field):
-            single = [columns.get(task) for task in tasks]
-            rows[name] = [str(task_mean(columns)), *(f"{sum(v) / len(v):.3f}" if v else "-" for v in single)]
-    cuts = [records, *([r for r in records if r["task"] == task] for task in tasks)]
-    found = [shares(cut) for cut in cuts]
-    for name in found[0]:
-        told = [cut.get(name) for cut in found]
-        rows[name] = [str(told[0]), *(f"{e.value:.3f}" if e else "-" for e in told[1:])]
-        rows[f"1 - {name}"] = [f"{1 - e.value:.3f}" if e else "-" for e in told]
-    return rows
+        columns = {cut: column for cut, some in cuts.items() if (column := by_task(some, field))}
+        rows[name] = {cut: task_mean(column) for cut, column in columns.items()}
+    found = {cut: shares(some) for cut, some in cuts.items()}
+    for name in found["all"]:
+        rows[name] = {cut: told[name] for cut, told in found.items() if name in told}
+        gaps = {cut: Estimate(1 - e.value, 1 - e.high, 1 - e.low) for cut, e in rows[name].items()}
+        rows[f"1 - {name}"] = gaps
+    return {name: row for name, row in rows.items() if row}
 
 
 def is_met(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -14,9 +14,13 @@ from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import StreamItems, TableItems, open_items
 from unison.policies import family_of, locate
+from unison.policies.masked import POSITIONS_PER_CHUNK
 from unison.policies.tokens import LOGITS_PER_CHUNK
 from unison.rewards import load_rewards
 from unison.rows import COLUMNS
+
+if TYPE_CHECKING:
+    from unison.policies.shapes import Sizes
 
 GIB = 2**30
 FLOAT = {"float32": 4, "bfloat16": 2}
@@ -65,36 +69,29 @@ def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
     return f"{source}, {len(items):,} items, {len(bad)} bad rows, first one readable"
 
 
-def model_config(config: PolicyConfig) -> Any:
-    """The checkpoint's `transformers` configuration: local, or a published shape.
+def sizes_of(config: PolicyConfig) -> Sizes:
+    """Sizes of the checkpoint: of a local folder, or of a published shape.
 
     Raises:
         ValueError: neither is at hand.
     """
-    from transformers import JanusConfig
-
-    from unison.policies.shapes import PUBLISHED
+    from unison.policies.shapes import LOCAL, PUBLISHED
 
     if config.path in PUBLISHED:
-        return PUBLISHED[config.path].config()
+        return PUBLISHED[config.path].sizes()
     folder = Path(locate(config.path))
     if not folder.is_dir():
         raise ValueError(
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
             "and for local folders"
         )
-    match family_of(str(folder)):
-        case "janus":
-            return JanusConfig.from_pretrained(folder)
-        case "multi_modality":
-            from unison.policies.janus_deepseek import read_config
-
-            return read_config(folder)
-        case other:
-            raise ValueError(
-                f"policy.path = {config.path!r}: a dry run knows the memory of the Janus family alone, not of "
-                f"{other!r}; try the run itself with --optim.steps 1"
-            )
+    family = family_of(str(folder))
+    if family not in LOCAL:
+        raise ValueError(
+            f"policy.path = {config.path!r}: a dry run knows the memory of {', '.join(LOCAL)}, not of {family!r}; try "
+            "the run itself with --optim.steps 1"
+        )
+    return LOCAL[family](folder)
 
 
 def estimate_memory(config: RunConfig) -> dict[str, float]:
@@ -103,73 +100,100 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
     Activations count the layer inputs and inner states that the backward pass keeps for one micro-batch; the estimate
     leaves out allocator overhead.
     """
-    from transformers import JanusForConditionalGeneration
-
-    shape = model_config(config.policy)
-    with torch.device("meta"):
-        network = JanusForConditionalGeneration(shape)
-    trained = frozen = 0
-    for name, parameter in network.named_parameters():
-        if any(re.search(pattern, name) for pattern in config.policy.frozen) or config.policy.lora_rank:
-            frozen += parameter.numel()
-        else:
-            trained += parameter.numel()
-    if config.policy.lora_rank:
-        trained = _adapter_size(network, config.policy)
-    size = FLOAT[config.policy.dtype]
-    copy = trained * (FLOAT["float32"] if config.policy.lora_rank else size)  # adapters stay in float32
+    model = sizes_of(config.policy)
+    weights, copy = _weights(config.policy, model)
     sizes: dict[str, float] = {
-        "weights": size * frozen + copy,
+        "weights": weights,
         "gradients (and their copy for per-modality norms)": copy * (2 if config.optim.modality_grad_norms else 1),
         "AdamW states": 2 * copy,
         "reference": copy if config.needs_reference and not config.policy.lora_rank else 0,
-        "keys and values while drawing": _cache_size(config, shape),
-        "activations of a micro-batch": _activation_size(config, shape),
-        "drawings differentiated through": _relaxed_size(config, shape),
+        "keys and values of a rollout": _cache_size(config, model),
+        "activations of a micro-batch": _activation_size(config, model),
+        "drawings differentiated through": _relaxed_size(config, model),
     }
     return sizes | {"sum": sum(sizes.values())}
 
 
+def _weights(config: PolicyConfig, model: Sizes) -> tuple[float, float]:
+    """Bytes of all weights, and of those that are trained."""
+    frozen = trained = 0.0
+    for name, parameter in model.network.named_parameters():
+        size = FLOAT["float32" if _matches(model.exact, name) else config.dtype] * parameter.numel()
+        if config.lora_rank or _matches((*config.frozen, *model.fixed), name):
+            frozen += size
+        else:
+            trained += size
+    if config.lora_rank:
+        trained = float(FLOAT["float32"] * _adapter_size(model.network, config))  # whatever the other weights' type
+    return frozen + trained, trained
+
+
+def _matches(patterns: tuple[str, ...], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def _adapter_size(network: torch.nn.Module, config: PolicyConfig) -> int:
     modules = [m for n, m in network.named_modules() if re.fullmatch(config.lora_targets, n)]
+    if not modules:
+        raise ValueError(f"policy.lora_targets = {config.lora_targets!r} matches no module of {config.path}")
     return sum(config.lora_rank * sum(m.weight.shape) for m in modules)  # type: ignore[union-attr,arg-type]
 
 
-def _rows(config: RunConfig, items: int, shape: Any) -> tuple[int, int]:
-    """Rows of a drawing batch with its guidance branch, and their length."""
-    branches = 2 if config.scenario.image.guidance != 1 else 1
-    return items * config.scenario.group_size * branches, shape.vq_config.num_patches**2 + 64
+PROMPT = 64
+"""Positions allowed for a prompt or a question."""
 
 
-def _cache_size(config: RunConfig, shape: Any) -> float:
-    text = shape.text_config
-    rows, length = _rows(config, config.optim.rollout_items or config.optim.items_per_step, shape)
-    return 2.0 * rows * length * text.num_hidden_layers * text.hidden_size * FLOAT[config.policy.compute_dtype]
+def _trajectories(config: RunConfig, items: int) -> int:
+    return min(items, config.optim.items_per_step) * config.scenario.group_size
 
 
-def _activation_size(config: RunConfig, shape: Any) -> float:
-    text = shape.text_config
-    rows, length = _rows(config, min(config.optim.micro_batch_items, config.optim.items_per_step), shape)
-    per_token = text.num_hidden_layers * (10 * text.hidden_size + 3 * text.intermediate_size)
-    return float(rows * length * per_token * FLOAT[config.policy.compute_dtype])
+def _branches(guided: bool) -> int:
+    return 2 if guided else 1
 
 
-def _relaxed_size(config: RunConfig, shape: Any) -> float:
-    """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the language model with its
-    noise, the layers of VQ decoder and vision encoder, and a chunk of logits while it is recomputed."""
+def _answering(config: RunConfig, model: Sizes) -> int:
+    """Positions of a question about a drawing and its reply."""
+    return model.image_tokens + PROMPT + config.scenario.text.max_tokens
+
+
+def _cache_size(config: RunConfig, model: Sizes) -> float:
+    """Keys and values of what is rolled out at once: of drawings token by token, or of replies about drawings where
+    drawing keeps those of prompts alone."""
+    rows = _trajectories(config, config.optim.rollout_items or config.optim.items_per_step)
+    if model.masked:
+        positions = rows * _answering(config, model)
+    else:
+        positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
+    return 2.0 * positions * model.layers * model.width * FLOAT[config.policy.compute_dtype]
+
+
+def _activation_size(config: RunConfig, model: Sizes) -> float:
+    rows = _trajectories(config, config.optim.micro_batch_items)
+    if model.masked:
+        positions = max(_canvas_positions(config, model, rows), rows * _answering(config, model))
+    else:
+        positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
+    return float(positions * model.layers * model.kept * FLOAT[config.policy.compute_dtype])
+
+
+def _canvas_positions(config: RunConfig, model: Sizes, rows: int) -> int:
+    """Positions that are scored at once of a drawing's rounds; none where drawings are not scored."""
+    if scenarios.find(config.scenario.name).relaxes:
+        return 0
+    image, optim = config.scenario.image, config.optim
+    rounds = min(optim.scored_rounds or image.rounds, image.rounds) if optim.scoring == "rounds" else 1
+    whole = rows * rounds * _branches(image.scores_guided) * model.image_tokens
+    return min(whole, max(POSITIONS_PER_CHUNK, model.image_tokens))
+
+
+def _relaxed_size(config: RunConfig, model: Sizes) -> float:
+    """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the decoder with its noise,
+    what paints the drawings and sees them, and a chunk of logits while it is recomputed."""
     if not scenarios.find(config.scenario.name).relaxes:
         return 0.0
-    vq, vision, image = shape.vq_config, shape.vision_config, config.scenario.image
-    count = min(config.optim.micro_batch_items, config.optim.items_per_step) * config.scenario.group_size
-    branches = 2 if image.scores_guided else 1
-    tokens = vq.num_patches**2
-    noise = FLOAT["float32"] * count * tokens * vq.num_embeddings
+    count = _trajectories(config, config.optim.micro_batch_items)
+    tokens, branches = model.image_tokens, _branches(config.scenario.image.scores_guided)
+    noise = FLOAT["float32"] * count * tokens * model.codes
+    drawn = branches * tokens * model.layers * model.kept
     size = FLOAT[config.policy.compute_dtype]
-    painted = sum(
-        6.0 * (vq.num_res_blocks + 1) * vq.base_channels * factor * (tokens * 4**level)
-        for level, factor in enumerate(reversed(vq.channel_multiplier))
-    )  # a block keeps its two convolutions', norms' and activations' inputs
-    seen = tokens * vision.num_hidden_layers * 10 * vision.hidden_size
-    drawn = branches * tokens * shape.text_config.num_hidden_layers
-    drawn *= 10 * shape.text_config.hidden_size + 3 * shape.text_config.intermediate_size
-    return noise + count * size * (painted + seen + drawn) + 5 * FLOAT["float32"] * LOGITS_PER_CHUNK
+    return noise + count * size * (model.painted + drawn) + 5 * FLOAT["float32"] * LOGITS_PER_CHUNK

@@ -21,13 +21,13 @@ import json
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from unison.objects import COLORS, OBJECTS, UNCOLORED, Phrase
+from unison.objects import COCO, COLORS, OBJECTS, UNCOLORED, Phrase
 from unison.rows import Suffix, join
-from unison.types import Item
+from unison.types import Clause, Item, Wanted
 from unison.world.scene import COUNTS, NUMBER_WORDS, RELATIONS, TASKS, Split
 
 SENTENCES = ("a picture of {}", "an image of {}", "a snapshot showing {}", "{}", "{} in plain view", "a scene with {}")
@@ -83,6 +83,19 @@ class Request:
                 told = " and ".join(f"the {p.noun} {p.are} {p.color}" for p in self.phrases)
                 return asked, told[0].upper() + told[1:]
 
+    @property
+    def wanted(self) -> Wanted | None:
+        """The same in GenEval's terms, as its prompts of the category put it; None where it names no object of COCO."""
+        if any(phrase.noun not in COCO for phrase in self.phrases):
+            return None
+        clauses = [Clause(phrase.noun, phrase.count, phrase.color) for phrase in self.phrases]
+        if self.relation:
+            subject, target = clauses
+            clauses = [target, replace(subject, position=(self.relation, 0))]
+        counted = self.task == "counting"
+        exclude = (Clause(clauses[0].noun, clauses[0].count + 1),) if counted else ()
+        return Wanted(self.task, tuple(clauses), exclude)
+
 
 def draw(rng: random.Random, task: str) -> Request:
     """Any request of the category."""
@@ -131,6 +144,7 @@ class PromptItems:
             question=join(question, self.suffix, "open_ended"),
             answer=answer,
             task=request.task,
+            wanted=request.wanted,
         )
 
     def _request(self, rng: random.Random, task: str) -> Request:

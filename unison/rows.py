@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 from PIL import Image, ImageOps
 
-from unison.types import AnswerKind, Item
+from unison.types import AnswerKind, Item, Wanted
+from unison.wanted import read_wanted
 
 COLUMNS = {
     "prompt": "prompt",
@@ -21,16 +22,23 @@ COLUMNS = {
     "question": "qa_problem",
     "answer": "qa_solution",
     "reply": "qa_reply",
+    "source_caption": "source_caption",
+    "target_caption": "target_caption",
     "kind": "qa_type",
     "choices": "choices",
     "correct": "correct_choice_idx",
     "task": "task",
+    "tag": "tag",
+    "include": "include",
+    "exclude": "exclude",
     "id": "id",
 }
 """Column of each field unless `data.columns` says otherwise: the names of the CoRL data sets, and those of A-OKVQA for
-options that have a column of their own (`choices`, a list) and for the number, from 0, of the right one (`correct`)."""
+options that have a column of their own (`choices`, a list) and for the number, from 0, of the right one (`correct`).
+`tag`, `include` and `exclude` are GenEval's: what a judge that detects objects must find in the drawing."""
 
 OPTIONS = ("choices", "correct")  # used together or not at all
+WANTED = ("tag", "include", "exclude")  # the first two together, for the `geneval` rewards
 
 KINDS: dict[str, AnswerKind] = {
     "multiple_choice": "multiple_choice",
@@ -86,10 +94,10 @@ class RowReader:
         """
         given = {name: values[column] for name, column in self.column.items() if column in values}
         options = self._options(row, given) if "choices" in given else []
-        unread = ("image", *OPTIONS, *(["answer"] if options else []))
+        unread = ("image", *OPTIONS, *WANTED, *(["answer"] if options else []))
         text = {name: self._text(row, name, value) for name, value in given.items() if name not in unread}
         kind = self._kind(row, text.get("kind"), bool(options))
-        question, answer = text.get("question"), text.get("answer")
+        question, answer, wanted = text.get("question"), text.get("answer"), self._wanted(row, given)
         if question and options:
             question, answer = lettered(question, options), ascii_uppercase[int(given["correct"])]
         elif question and not answer:
@@ -101,9 +109,21 @@ class RowReader:
             question=join(question, self.suffix, kind) if question else None,
             answer=answer,
             reply=text.get("reply"),
+            source_caption=text.get("source_caption"),
+            target_caption=text.get("target_caption"),
             kind=kind,
-            task=text.get("task", "all"),
+            task=text.get("task") or (wanted.tag if wanted else "all"),
+            wanted=wanted,
         )
+
+    def _wanted(self, row: int | str, given: Mapping[str, Any]) -> Wanted | None:
+        """What GenEval's columns say; nothing where they are not both there."""
+        if "include" not in given or "tag" not in given:
+            return None
+        try:
+            return read_wanted({name: given.get(name) for name in WANTED})
+        except ValueError as error:
+            raise self._bad_row(row, "include", str(error)) from error
 
     def _options(self, row: int | str, given: Mapping[str, Any]) -> list[str]:
         """The options of a multiple-choice question; none if the row has none."""

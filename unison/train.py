@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
 from unison.scenarios.common import Seeds, windowed
 from unison.train_log import RunLog
-from unison.types import Metrics, Modality, Trajectory, Turn, TurnBatch, group_rows, pad_stack
+from unison.types import Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
 MODALITIES: tuple[Modality, ...] = ("text", "image")
@@ -39,10 +39,11 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 @dataclass(frozen=True)
 class Sample:
-    """A turn with its own advantage or its trajectory's."""
+    """A turn with its own advantage or its trajectory's, and what is scored of its action."""
 
     turn: Turn
     advantage: float
+    scored: Scored
 
 
 class Trainer:
@@ -63,6 +64,8 @@ class Trainer:
         self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
+        if config.optim.scoring != "rounds":
+            self.policy.require("mask drawings anew", f"optim.scoring = {config.optim.scoring!r}")
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
@@ -122,7 +125,7 @@ class Trainer:
         """The optimiser steps of one rollout; groups stay whole."""
         groups = [
             [
-                Sample(turn, advantage if turn.advantage is None else turn.advantage)
+                self._sample(turn, advantage)
                 for row in rows
                 if (advantage := advantages[row]) is not None
                 for turn in trajectories[row].turns
@@ -130,10 +133,24 @@ class Trainer:
             for rows in group_rows(trajectories).values()
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
+        groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
         if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
             self.schedule.step()
         return {name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]}
+
+    def _sample(self, turn: Turn, advantage: float) -> Sample:
+        own = advantage if turn.advantage is None else turn.advantage
+        (scored,) = self.policy.thin([turn.action], self.config.optim, self.config.seed + self.step)
+        return Sample(turn, own, scored)
+
+    @torch.no_grad()
+    def _with_old_logp(self, group: Sequence[Sample]) -> list[Sample]:
+        """A group whose surrogates know their log-probabilities under the present weights; sampling gave them none."""
+        new = [s for s in group if s.scored.old_logp is None]
+        logps = iter(self.policy([s.turn.context for s in new], [s.scored.action for s in new]) if new else ())
+        known = [s.scored if s.scored.old_logp is not None else replace(s.scored, old_logp=next(logps)) for s in group]
+        return [replace(s, scored=k) for s, k in zip(group, known, strict=True)]
 
     def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
         """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss."""
@@ -171,22 +188,25 @@ class Trainer:
     ) -> TurnBatch:
         contexts, whole = [s.turn.context for s in samples], [s.turn.action for s in samples]
         weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, objective)
-        optim = self.config.optim
-        actions, shares = self.policy.thin(whole, optim.scored_rounds, self.config.seed + self.step)
+        scored = [s.scored for s in samples]
+        actions = [s.action for s in scored]
         if objective.kl_beta:
             with self.policy.reference():
                 anchors = self.policy.anchors(contexts, actions)
-            logp, kl = map(pad_stack, zip(*self.model(contexts, actions, anchors), strict=True))
+            logps, kls = zip(*self.model(contexts, actions, anchors), strict=True)
+            kl = pad_stack(kls)
         else:
-            logp, kl = pad_stack(self.model(contexts, actions)), None
+            logps, kl = self.model(contexts, actions), None
+        logp = pad_stack(logps)
         mask = pad_stack([action.mask for action in actions]).to(logp.device)
+        known = [row.detach() if s.old_logp is None else s.old_logp for s, row in zip(scored, logps, strict=True)]
         return TurnBatch(
             logp=logp,
-            old_logp=pad_stack([action.logp for action in actions]).to(logp.device),
+            old_logp=pad_stack([old.to(logp.device) for old in known]),
             kl=kl,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
-            weight=(weight * pad_stack(shares)).to(logp.device),
+            weight=(weight * pad_stack([s.weight for s in scored])).to(logp.device),
         )
 
     def _apply(self, informative: bool) -> Metrics:

@@ -59,6 +59,11 @@ class RunLog:
                 f"process{'es' if processes > 1 else ''}, {config.optim.updates_per_rollout} update(s) a step, "
                 f"{config.optim.steps} steps -> {self.run}"
             )
+            if config.optim.scoring != "rounds":
+                console.print(
+                    f"drawings are scored by {config.optim.scoring}: the ratio, logp_difference, clip_fraction, kl and "
+                    "entropy of images are those of a surrogate, not of the drawings' own log-probabilities"
+                )
 
     def spent(self, phase: str, seconds: float) -> None:
         self.phases[phase] = self.phases.get(phase, 0.0) + seconds

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Modality = Literal["text", "image"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
+RelaxedCanvas = Literal["masked", "random", "round"]
 Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
 
 
@@ -131,7 +132,9 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise."""
+    """Seed of the Gumbel noise, and of the canvas."""
+    canvas: RelaxedCanvas = "round"
+    """What masked decoding reads in that pass (`policies.masked.masked_once_more`); others have no choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,22 +147,62 @@ class Turn:
     """An advantage of its own; None takes the trajectory's. A given action that is imitated has 1."""
 
 
+@dataclass(frozen=True)
+class Clause:
+    """Equal objects that a drawing must show, or must not: an entry of GenEval's `include` or `exclude`."""
+
+    noun: str
+    """One of COCO's 80 classes, under GenEval's name."""
+    count: int = 1
+    color: str | None = None
+    position: tuple[str, int] | None = None
+    """Relation of these objects to those of the clause of that number, which comes earlier in `include`."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a drawing is judged by, as GenEval's prompt file states it (arXiv 2310.11513)."""
+
+    tag: str
+    """One of the six tasks."""
+    include: tuple[Clause, ...]
+    """All must hold."""
+    exclude: tuple[Clause, ...] = ()
+    """Nouns of which there must be fewer than `count`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What an update scores of an action."""
+
+    action: Action
+    """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
+    weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
+    old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
+
+
 @dataclass(frozen=True, eq=False)
 class Item:
     """One row of a data set. Fields a scenario does not need may be None."""
 
     id: str
     prompt: str | None = None
-    """What to draw."""
+    """What to draw, or how to change the picture."""
     image: Image | None = None
-    """The real image that the question is about."""
+    """The real image that the question is about, or that is edited."""
     question: str | None = None
     answer: str | None = None
     reply: str | None = None
     """A whole reply to imitate: the thought and the answer in the requested format."""
+    source_caption: str | None = None
+    """What the image shows."""
+    target_caption: str | None = None
+    """What an edit of it is to show."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
+    wanted: Wanted | None = None
+    """What the drawing must show, for judges that detect objects."""
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from unison.config import PolicyConfig
-from unison.types import Action, Context, Modality, Part, Sampling, Tokens
+from unison.config import OptimConfig, PolicyConfig
+from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,8 @@ class Policy(nn.Module):
 
     family: ClassVar[str]
     abilities: ClassVar[frozenset[str]]
-    """Subset of {"write", "draw", "edit", "relax drawings"}; the last is to read a `Relaxed` part of a context."""
+    """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew"}: the last but one is to read a
+    `Relaxed` part of a context, the last to score drawings by the one-pass estimates of `thin`."""
 
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
@@ -66,13 +67,14 @@ class Policy(nn.Module):
         with torch.no_grad():
             return self(contexts, actions)
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        """The actions with fewer decisions to score, and what every decision [L] is to be weighted with in their place.
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        """What an update scores of each action, by `optim.scoring`; by default all of it.
 
-        A family whose scoring costs a pass for each of several rounds leaves out all but `rounds` of them, at random by
-        `seed` and the action itself, so that weighted sums are unbiased. Others, and 0, leave the actions as they are.
+        A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
+        weighted sums are unbiased, or a surrogate in a single pass. What is random depends on `seed` and the action
+        alone, so that the old, the trained and the reference policy score the same.
         """
-        return list(actions), [action.mask.float() for action in actions]
+        return [Scored(action, action.mask.float(), action.logp) for action in actions]
 
     def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
         """The actions that would have produced the given texts or images; a target that is an action stays."""
@@ -105,7 +107,7 @@ class Policy(nn.Module):
         if verb not in self.abilities:
             raise ValueError(
                 f"{why} needs a model that can {verb}, but the {self.family} family can only "
-                f"{', '.join(sorted(self.abilities))}: choose another scenario or checkpoint"
+                f"{', '.join(sorted(self.abilities))}: choose another setting, scenario or checkpoint"
             )
 
     @property
@@ -198,6 +200,18 @@ def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[i
     for row, action in enumerate(actions):
         kinds.setdefault((action.modality, action.sampling), []).append(row)
     return kinds
+
+
+def relax_alike(drawings: Sequence[Relaxed], relax: Callable[[list[Relaxed], Sampling, float], Tensor]) -> Tensor:
+    """What `relax` makes of drawings of one sampling and one temperature, for drawings of any. [I, ...]"""
+    kinds: dict[tuple[Sampling, float], list[int]] = {}
+    for row, drawing in enumerate(drawings):
+        kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
+    found: dict[int, Tensor] = {}
+    for (sampling, temperature), rows in kinds.items():
+        alike = relax([drawings[row] for row in rows], sampling, temperature)
+        found |= dict(zip(rows, alike, strict=True))
+    return torch.stack([found[row] for row in range(len(drawings))])
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------

@@ -143,6 +143,10 @@ class Rows:
         """Conditional rows, then the unconditional ones. [B or 2B]"""
         return self.prefix if self.unconditional is None else torch.cat([self.prefix, self.unconditional])
 
+    def some(self, which: Tensor | slice) -> Rows:
+        """Some of the rows."""
+        return Rows(self.prefix[which], None if self.unconditional is None else self.unconditional[which])
+
     def repeat(self, x: Tensor) -> Tensor:
         """The same input for both branches."""
         return x if self.unconditional is None else torch.cat([x, x])

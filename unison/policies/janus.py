@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -30,6 +31,7 @@ from unison.policies.base import (
     given,
     is_reply,
     own_tokens,
+    relax_alike,
     sampled,
     tokens_of,
 )
@@ -235,19 +237,12 @@ class Janus(Policy):
         """Pixels of drawings with the gradient of their tokens' relaxation, painted by the VQ decoder. [N, 3, H, W]"""
         vq = self.vq
         table = nn.functional.normalize(vq.quantize.embedding.weight, dim=-1)  # as the VQ model looks codes up
-        kinds: dict[tuple[Sampling, float], list[int]] = {}
-        for row, drawing in enumerate(drawings):
-            kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
-        codes: dict[int, Tensor] = {}
-        for (sampling, temperature), rows in kinds.items():
-            alike = self._relaxed_codes([drawings[row] for row in rows], sampling, temperature, table)
-            codes |= dict(zip(rows, alike, strict=True))
+        codes = relax_alike(drawings, partial(self._relaxed_codes, table)).to(self.network.dtype)
         side = self.network.config.vq_config.num_patches  # type: ignore[union-attr]
-        flat = torch.stack([codes[row] for row in range(len(drawings))]).to(self.network.dtype)
-        return vq.decoder(vq.post_quant_conv(rearrange(flat, "n (h w) e -> n e h w", h=side)))
+        return vq.decoder(vq.post_quant_conv(rearrange(codes, "n (h w) e -> n e h w", h=side)))
 
     def _relaxed_codes(
-        self, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float, table: Tensor
+        self, table: Tensor, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float
     ) -> Tensor:
         """Codebook rows of drawings of one sampling, in one more pass of the language model. [N, L, E]"""
         ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)

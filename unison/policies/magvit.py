@@ -102,12 +102,21 @@ class Magvit(nn.Module):
         Raises:
             ValueError: the shape does not have that many tokens, or none is given and they make no square.
         """
-        side = math.isqrt(tokens.shape[1])
+        return self.paint(self.quantize.signs(tokens), shape)
+
+    def paint(self, signs: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """Pixels of tokens given by their signs, differentiable. [B, h * w, bits] -> [B, 3, H, W]
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        count = signs.shape[1]
+        side = math.isqrt(count)
         height, width = shape or (side, side)
-        if height * width != tokens.shape[1]:
-            raise ValueError(f"{tokens.shape[1]} tokens do not fill {height} x {width}: give their shape")
-        signs = self.quantize.signs(tokens).to(self.decoder.conv_in.weight.dtype)
-        return self.decoder(rearrange(signs, "b (h w) c -> b c h w", h=height))
+        if height * width != count:
+            raise ValueError(f"{count} tokens do not fill {height} x {width}: give their shape")
+        latents = rearrange(signs, "b (h w) c -> b c h w", h=height)
+        return self.decoder(latents.to(self.decoder.conv_in.weight.dtype))
 
 
 class Quantizer(nn.Module):
@@ -305,7 +314,12 @@ def to_pixels(image: PIL.Image.Image, side: int) -> Tensor:
     return torch.from_numpy(square.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def brightness(pixels: Tensor) -> Tensor:
+    """Near [-1, 1] -> in [0, 1]"""
+    return ((pixels.float() + 1) / 2).clamp(0, 1)
+
+
 def to_image(pixels: Tensor) -> PIL.Image.Image:
     """[3, H, W] near [-1, 1] -> picture; fractions of a grey level are cut off, as upstream."""
-    levels = ((pixels.float() + 1) / 2).clamp(0, 1) * 255
+    levels = brightness(pixels) * 255
     return PIL.Image.fromarray(levels.byte().permute(1, 2, 0).cpu().numpy())

@@ -27,14 +27,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unison.policies import causal, tokens
-from unison.types import Sampling
+from unison.types import RelaxedCanvas, Sampling
 
 GIVEN = -1  # the round of a position that was there from the start
 SMALLEST = 1e-20  # below it probabilities and uniform numbers are lifted before their logarithm is taken, as upstream
 
 # Canvas positions scored at once. Beyond it, canvases go through the network in chunks that are recomputed in the
 # backward pass, so that memory does not grow with the number of rounds.
-POSITIONS_PER_CHUNK = 16_384
+POSITIONS_PER_CHUNK = 8_192
+
+# Canvas positions read at once on a CPU where no gradient is taken: few enough for its caches, which made drawings of
+# 256 codes in batches of 8 a fifth faster; more of them at once gain a CPU nothing.
+POSITIONS_PER_CPU_PASS = 1_024
 
 
 class Chance(Protocol):
@@ -140,6 +144,14 @@ class Reader:
 
     def states(self, canvas: Tensor, rows: causal.Rows) -> Tensor:
         """States of all positions, in both branches of guidance. [C, N] -> [C or 2C, N, D]"""
+        if torch.is_grad_enabled() or canvas.device.type != "cpu":
+            return self._states(canvas, rows)
+        size = max(1, POSITIONS_PER_CPU_PASS // (canvas.shape[1] * (1 if rows.unconditional is None else 2)))
+        parts = [slice(start, start + size) for start in range(0, len(canvas), size)]
+        both = [rows.some(part).split(self._states(canvas[part], rows.some(part))) for part in parts]
+        return torch.cat([c for c, _ in both] + [u for _, u in both if u is not None])
+
+    def _states(self, canvas: Tensor, rows: causal.Rows) -> Tensor:
         branches = rows.branches()
         embeds = rows.repeat(self.embed(canvas))
         length = embeds.shape[1]
@@ -262,8 +274,7 @@ def score(
     def of_chunk(row: Tensor, t: Tensor) -> Tensor:
         canvas = codes[row].masked_fill(order[row] >= t[:, None], mask)
         own = wanted[row] & (order[row] == t[:, None])
-        unconditional = None if rows.unconditional is None else rows.unconditional[row]
-        some = causal.Rows(rows.prefix[row], unconditional)
+        some = rows.some(row)
         c, u = some.split(reader.states(canvas, some))
         return tokens.score(head, c[own], codes[row][own], sampling, None if u is None else u[own])
 
@@ -279,6 +290,78 @@ def score(
         places.append(cells[own])
     flat = torch.cat(logps)
     return flat.new_zeros(codes.numel()).index_put((torch.cat(places),), flat).view_as(codes)
+
+
+def masked_once_more(order: Tensor, canvas: RelaxedCanvas, seed: int) -> Tensor:
+    """Positions of a drawing that are masked in the pass that its loss is differentiated through (`relax`).
+
+    By the definition above each code's logits are those of the round that kept it, which would cost a pass for every
+    round. "round" is the nearest that one pass offers: its canvas is one that the drawing was really decided on, the
+    codes of that round get the very logits they were drawn from, and those still to come logits that they were drawn
+    from once and thrown away. "masked" teaches the first round alone, what each code is by the prompt and no other
+    code; "random" meets canvases that the sampler, which starts with what it is sure of, does not. (To relax only the
+    codes of the round taken, weighted by the number of rounds, would be unbiased, but says far less of its gradient in
+    a single pass.)
+
+    Args:
+        order: [N] the round of each decision.
+        canvas: "masked" masks all, "random" a random cosine share of random ones, as in pretraining, and "round" those
+            that one of the drawing's own rounds, taken at random, read as masked.
+        seed: of the choice.
+
+    Returns:
+        [N] bool, at least one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    match canvas:
+        case "masked":
+            return torch.ones_like(order, dtype=torch.bool)
+        case "random":
+            share, u = torch.rand(1, generator=generator), torch.rand(1, len(order), generator=generator)
+            return random_masking(share, u)[0]
+        case "round":
+            rounds = order.unique()
+            return order >= rounds[torch.randint(len(rounds), (1,), generator=generator)]
+
+
+def relax(
+    reader: Reader,
+    head: Callable[[Tensor], Tensor],
+    rows: causal.Rows,
+    codes: Tensor,
+    masked: Tensor,
+    sampling: Sampling,
+    temperature: float,
+    exponential: Tensor,
+    table: Tensor,
+    mask: int,
+) -> Tensor:
+    """Rows of a table looked up by the codes of drawings, differentiable through one more pass that predicts the masked
+    codes from the others.
+
+    Args:
+        codes: [B, N]
+        masked: [B, N] bool, codes to predict; the rows of the others have no gradient but the table's.
+        temperature: of the Gumbel-softmax.
+        exponential: [B, N, K] noise of unit rate.
+        table: [K, E]
+        (others as in `sample`)
+
+    Returns:
+        [B, N, E], equal to `table[codes]`.
+    """
+    conditional, unconditional = rows.split(reader.states(codes.masked_fill(masked, mask), rows))
+    predicted = tokens.relaxed_rows(
+        head,
+        conditional[masked],
+        codes[masked],
+        sampling,
+        temperature,
+        exponential[masked],
+        table,
+        None if unconditional is None else unconditional[masked],
+    )
+    return table[codes].index_put((masked,), predicted)
 
 
 def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -306,6 +389,34 @@ def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Ten
         taken = run[torch.randint(len(run), (1,), generator=generator)]
         weights[mask & (order == taken)] = len(run)
     return weights > 0, weights
+
+
+def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A random part of a drawing's decisions, to be scored from the rest of it as if they were one round.
+
+    A surrogate, not an unbiased estimate: the drawing was not drawn from such canvases, so these log-probabilities do
+    not add up to its own and their gradient points elsewhere. It costs one pass, whatever the rounds. With `least` = 1
+    all decisions are scored from an empty canvas (diffu-GRPO, arXiv 2504.12216), with 0 any share of them (UniGRPO,
+    arXiv 2505.15809), in between a large one (MaskGRPO, arXiv 2510.02880). There the ratio is to be taken under one
+    mask; here it follows from the seed. Left out: UniGRPO spreads the shares of a drawing's several updates evenly,
+    while here a drawing has one update.
+
+    Args:
+        mask: [N] bool, decisions that are trained; what else there is stays in view.
+        least: smallest share of them to score; the share is uniform between it and 1.
+        seed: of share and choice.
+
+    Returns:
+        order [N], 0 where scored and GIVEN elsewhere; the decisions to score [N] bool; and their weights [N], by which
+        a drawing counts as much as if all were scored.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = least + (1 - least) * float(torch.rand((), generator=generator))
+    trained = mask.nonzero().squeeze(1)
+    count = max(1, round(share * len(trained)))
+    wanted = torch.zeros_like(mask)
+    wanted[trained[torch.randperm(len(trained), generator=generator)[:count]]] = True
+    return torch.where(wanted, 0, GIVEN), wanted, wanted * (len(trained) / count)
 
 
 def _canvases(order: Tensor, wanted: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from unison.config import PolicyConfig
+from unison.config import OptimConfig, PolicyConfig
 from unison.policies import causal, diffusion, masked, sde
 from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
 from unison.policies.metaquery_net import MetaQueryNetwork, Parts, read_parts, write_parts
@@ -53,7 +53,7 @@ from unison.policies.metaquery_prompt import (
     without,
 )
 from unison.policies.tokens import beside_divergence, uniforms
-from unison.types import Action, Context, Latents, Sampling, Tokens
+from unison.types import Action, Context, Latents, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -373,17 +373,9 @@ class MetaQuery(Policy):
             losses |= dict(zip(own, error.split(1), strict=True))
         return losses
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        thinned: list[Action] = []
-        weights: list[Tensor] = []
-        for action in actions:
-            mask, weight = action.mask, action.mask.float()
-            if rounds and isinstance(action, Latents):
-                own = zlib.crc32(action.path[-1].numpy().tobytes(), seed)
-                mask, weight = masked.some_rounds(torch.arange(len(action)), mask, rounds, own)
-            thinned.append(replace(action, mask=mask))
-            weights.append(weight)
-        return thinned, weights
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        whole = super().thin(actions, optim, seed)
+        return [_thin_path(s, optim.scored_rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
@@ -480,6 +472,16 @@ def _hidden_from(sampling: Sampling) -> Hides:
 
 
 # -- small helps -----------------------------------------------------------------------------------------------------
+
+
+def _thin_path(scored: Scored, steps: int, seed: int) -> Scored:
+    """What is scored of a denoising path: some of its steps, or with 0 all."""
+    path = latents_of(scored.action)
+    if not steps:
+        return scored
+    own = zlib.crc32(path.path[-1].numpy().tobytes(), seed)
+    wanted, weight = masked.some_rounds(torch.arange(len(path)), path.mask, steps, own)
+    return replace(scored, action=replace(path, mask=wanted), weight=weight)
 
 
 def latents_of(action: Action) -> Latents:

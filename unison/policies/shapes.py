@@ -1,10 +1,55 @@
-"""Shapes of published checkpoints, for dry runs without a download and for reduced-width tests."""
+"""Shapes of published checkpoints, and the sizes that a memory estimate needs, without a weight or a download."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+import torch
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+from unison.policies import janus_deepseek, magvit, showo_net
+from unison.policies.magvit import MagvitConfig
+from unison.policies.showo_net import ShowOConfig, ShowONetwork
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a memory estimate needs to know of a model. Values are counted, not bytes."""
+
+    network: nn.Module
+    """The network on the meta device."""
+    layers: int
+    """Layers of the decoder."""
+    width: int
+    """Width of the decoder, and of its keys and values."""
+    kept: int
+    """Values that the backward pass keeps per position and layer of the decoder."""
+    image_tokens: int
+    """Tokens of a drawing."""
+    codes: int
+    """Choices for each of them."""
+    painted: float
+    """Values that the backward pass through a drawing's pixels keeps; 0 where a drawing is read as tokens."""
+    masked: bool = False
+    """Drawings are decided in rounds, each of which reads the whole canvas, and not token by token."""
+    fixed: tuple[str, ...] = ()
+    """Regular expressions of parameter names that the family never trains."""
+    exact: tuple[str, ...] = ()
+    """Regular expressions of parameter names that stay in float32."""
+
+
+# -- Janus -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,10 +91,127 @@ class JanusShape:
         )
         return JanusConfig(text_config=text, vision_config=vision, vq_config=drawing, tie_word_embeddings=False)
 
+    def sizes(self) -> Sizes:
+        return janus_sizes(self.config())
 
-PUBLISHED = {
+
+def janus_sizes(config: Any) -> Sizes:
+    """Sizes of a Janus by its `transformers` configuration."""
+    text, vq, vision = config.text_config, config.vq_config, config.vision_config
+    tokens = vq.num_patches**2
+    painted = sum(
+        _painting(vq.num_res_blocks + 1, vq.base_channels * factor, tokens * 4**level)
+        for level, factor in enumerate(reversed(vq.channel_multiplier))
+    )
+    with torch.device("meta"):
+        network = JanusForConditionalGeneration(config)
+    return Sizes(
+        network=network,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        kept=10 * text.hidden_size + 3 * text.intermediate_size,
+        image_tokens=tokens,
+        codes=vq.num_embeddings,
+        painted=painted + tokens * vision.num_hidden_layers * 10 * vision.hidden_size,
+    )
+
+
+def _painting(blocks: int, channels: int, positions: int) -> float:
+    """What the blocks of one resolution keep: each its two convolutions', norms' and activations' inputs."""
+    return 6.0 * blocks * channels * positions
+
+
+# -- Show-o ------------------------------------------------------------------------------------------------------------
+
+CLIP_LARGE = CLIPVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=336,
+    patch_size=14,
+    projection_dim=768,
+)
+"""`openai/clip-vit-large-patch14-336`, the vision tower of the published checkpoints that have one."""
+
+
+@dataclass(frozen=True)
+class ShowOShape:
+    """What Show-o checkpoints differ in."""
+
+    image_tokens: int
+    clip: bool = False
+
+    def config(self) -> ShowOConfig:
+        """The published configuration."""
+        return ShowOConfig(
+            w_clip_vit=self.clip, llm_vocab_size=50295, codebook_size=8192, num_vq_tokens=self.image_tokens
+        )
+
+    def sizes(self) -> Sizes:
+        return showo_sizes(self.config(), magvit.PUBLISHED, CLIP_LARGE if self.clip else None)
+
+
+def showo_sizes(config: ShowOConfig, painter: MagvitConfig, vision: Any) -> Sizes:
+    """Sizes of a Show-o by its own, its image tokenizer's and its vision tower's (or None) configuration."""
+    with torch.device("meta"):
+        network = ShowONetwork(config, painter, vision)
+    phi, tokens = config.phi, config.num_vq_tokens
+    return Sizes(
+        network=network,
+        layers=phi.num_hidden_layers,
+        width=phi.hidden_size,
+        # counted in bfloat16: norms give float32, the activation has five factors, attention a row of its mask
+        kept=14 * phi.hidden_size + 5 * phi.intermediate_size + tokens,
+        image_tokens=tokens,
+        codes=config.codebook_size,
+        painted=0 if vision is None else _seen_through_clip(tokens, painter, vision),
+        masked=True,
+        fixed=(r"^image_tokenizer\.", r"^vision\."),
+        exact=(r"^image_tokenizer\.",),
+    )
+
+
+def _seen_through_clip(tokens: int, painter: MagvitConfig, vision: Any) -> float:
+    levels = list(zip(painter.decoder_multipliers, painter.decoder_blocks, strict=True))
+    painted = sum(
+        _painting(blocks, painter.channels * factor, tokens * 4**level)
+        for level, (factor, blocks) in enumerate(reversed(levels))
+    )
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return painted + patches * vision.num_hidden_layers * 10 * vision.hidden_size
+
+
+def _showo_at(folder: Path) -> Sizes:
+    """Parts that are not in the folder are the published ones, as on loading."""
+    config, tower = showo_net.read_config(folder), folder / "vision"
+    vision = None
+    if config.w_clip_vit:
+        vision = CLIPVisionConfig.from_pretrained(tower) if tower.is_dir() else CLIP_LARGE
+    return showo_sizes(config, showo_net.read_magvit_config(folder / "image_tokenizer"), vision)
+
+
+# -- where shapes are found --------------------------------------------------------------------------------------------
+
+JANUS = {
     "deepseek-community/Janus-Pro-1B": JanusShape(2048, 24, 16, 5632, 102400, 1024, 24, 16),
     "deepseek-community/Janus-1.3B": JanusShape(2048, 24, 16, 5632, 102400, 1024, 24, 16),
     "deepseek-community/Janus-Pro-7B": JanusShape(4096, 30, 32, 11008, 102400, 1024, 24, 16),
 }
+SHOW_O = {
+    "showlab/show-o": ShowOShape(256),
+    "showlab/show-o-512x512": ShowOShape(1024),
+    "showlab/show-o-512x512-wo-llava-tuning": ShowOShape(1024),
+    "showlab/show-o-w-clip-vit": ShowOShape(256, clip=True),
+    "showlab/show-o-w-clip-vit-512x512": ShowOShape(1024, clip=True),
+}
+PUBLISHED = JANUS | SHOW_O
 """By hub id; sizes from the published configurations."""
+
+LOCAL: dict[str, Callable[[Path], Sizes]] = {
+    "janus": lambda folder: janus_sizes(JanusConfig.from_pretrained(folder)),
+    "multi_modality": lambda folder: janus_sizes(janus_deepseek.read_config(folder)),
+    "showo": _showo_at,
+    "Showo": _showo_at,
+}
+"""Sizes of a checkpoint folder, by the family that its config.json names."""

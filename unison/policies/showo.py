@@ -5,7 +5,9 @@ What is sampled and scored is the guided distribution u + w (c - u); Show-o's ow
 special tokens among them, as in the published program; only words are decoded.
 
 A drawing's action is defined in `masked.py`. Drawings are kept as codes, and a drawing in a context is read as those
-codes, never through pixels (unless the checkpoint reads images through CLIP). Contexts are laid out so:
+codes, never through pixels (unless the checkpoint reads images through CLIP). A relaxed drawing is read so too; its
+gradient is that of one more pass over a canvas of it, taken through the embeddings of the codes, or through CLIP, the
+resizing and the painting by straight-through rounding. Contexts are laid out so:
 
 - drawing: the texts and earlier replies in order, as one prompt. Images are refused, for Show-o cannot edit.
 - answering: the images first, wherever in the context they stand, since the part of a sequence that everyone attends to
@@ -17,19 +19,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from unison.config import PolicyConfig
+from unison.config import OptimConfig, PolicyConfig
 from unison.policies import causal, magvit, masked
 from unison.policies.base import (
     Policy,
@@ -39,19 +43,20 @@ from unison.policies.base import (
     given,
     is_reply,
     own_tokens,
+    relax_alike,
     sampled,
     tokens_of,
 )
 from unison.policies.showo_layout import SYSTEM_PROMPT, Layout
 from unison.policies.showo_net import ShowONetwork, read_network, write_network
-from unison.policies.tokens import beside_divergence, uniforms
+from unison.policies.tokens import beside_divergence, exponentials, uniforms
 from unison.policies.weights import fetch
-from unison.types import Action, Context, Latents, Relaxed, Sampling, Tokens
+from unison.types import Action, Context, Latents, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture: TypeAlias = "Image | Tokens"
+Picture: TypeAlias = "Image | Tokens | Relaxed"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class ShowO(Policy):
     """The Show-o family (arXiv 2408.12528)."""
 
     family = "showo"
-    abilities = frozenset({"write", "draw"})
+    abilities = frozenset({"write", "draw", "relax drawings", "mask drawings anew"})
     network: ShowONetwork
 
     def __init__(self, network: ShowONetwork, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig) -> None:
@@ -181,13 +186,59 @@ class ShowO(Policy):
 
     def _read(self, images: Sequence[Picture]) -> Tensor:
         """Images as the decoder reads them. [I, tokens, D]"""
-        if self.network.vision is None:
-            return self.network.embed_image(self._codes(images))
-        pictures = [self.decode([image])[0] if isinstance(image, Tokens) else image for image in images]
-        side = cast(Any, self.network.vision.config).image_size
-        processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        if self.network.vision is not None:
+            return self.network.clip_features(self._pixels(images).to(self.network.vision.dtype))
+
+        def relax(drawings: Sequence[Relaxed]) -> Tensor:
+            table = self.network.embed_image(torch.arange(self.layout.codes, device=self.device))
+            return self._relaxed(table, drawings)
+
+        return with_relaxed(self.network.embed_image(self._codes(images)), images, relax)
+
+    def _pixels(self, images: Sequence[Picture]) -> Tensor:
+        """Images as the CLIP tower reads them; drawings are rounded to bytes. [I, 3, H, W]"""
+        tokenizer, processor = self.network.image_tokenizer, self._processor
+        pictures: list[Any] = [self.decode([own])[0] if (own := drawing_of(image)) else image for image in images]
         pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(self.device)
-        return self.network.clip_features(pixels.to(self.network.vision.dtype))
+
+        def relax(drawings: Sequence[Relaxed]) -> Tensor:
+            return self._clip_pixels(tokenizer.paint(self._relaxed(tokenizer.quantize.embedding, drawings)))
+
+        return with_relaxed(pixels, images, relax)
+
+    def _clip_pixels(self, painted: Tensor) -> Tensor:
+        """What the processor makes of painted drawings, differentiable and without rounding. [I, 3, H, W]"""
+        processor, painted = self._processor, magvit.brightness(painted)
+        mean, std = (painted.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+        return (F.interpolate(painted, processor.size["shortest_edge"], mode="bicubic", antialias=True) - mean) / std
+
+    @property
+    def _processor(self) -> CLIPImageProcessorPil:
+        side = cast(Any, self.network.vision).config.image_size
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+    def _relaxed(self, table: Tensor, drawings: Sequence[Relaxed]) -> Tensor:
+        """Rows of a table [K, E] at the codes of drawings, with the gradient of their relaxation. [I, N, E]"""
+        return relax_alike(drawings, partial(self._relaxed_alike, table))
+
+    def _relaxed_alike(
+        self, table: Tensor, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float
+    ) -> Tensor:
+        codes = torch.stack([d.action.ids for d in drawings]).to(self.device)
+        hidden = [masked.masked_once_more(d.action.order, d.canvas, d.seed) for d in drawings]
+        reader, rows = self._prompts([d.context for d in drawings], sampling.scores_guided)
+        return masked.relax(
+            reader,
+            self.network.image_head,
+            rows,
+            codes,
+            torch.stack(hidden).to(self.device),
+            sampling,
+            temperature,
+            exponentials([d.seed for d in drawings], (codes.shape[1], len(table)), self.device),
+            table.detach(),  # what is read has the table's own gradient
+            self.layout.codes,
+        )
 
     @property
     def _image_length(self) -> int:
@@ -261,17 +312,9 @@ class ShowO(Policy):
             logps |= dict(zip(rows, scored, strict=True))
         return beside_divergence([logps[row] for row in range(len(actions))], anchors)
 
-    def thin(self, actions: Sequence[Action], rounds: int, seed: int) -> tuple[list[Action], list[Tensor]]:
-        thinned: list[Action] = []
-        weights: list[Tensor] = []
-        for action in map(tokens_of, actions):
-            mask, weight = action.mask, action.mask.float()
-            if rounds and action.modality == "image":
-                own = zlib.crc32(action.ids.numpy().tobytes(), seed)
-                mask, weight = masked.some_rounds(action.order, action.mask, rounds, own)
-            thinned.append(replace(action, mask=mask))
-            weights.append(weight)
-        return thinned, weights
+    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        whole = super().thin(actions, optim, seed)
+        return [_thin_drawing(tokens_of(s.action), optim, seed) if s.action.modality == "image" else s for s in whole]
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -311,15 +354,14 @@ class ShowO(Policy):
     @torch.no_grad()
     def _codes(self, images: Sequence[Picture]) -> Tensor:
         """Codes of pictures; a drawing has them already. [I, N]"""
-        pictures = [image for image in images if not isinstance(image, Tokens)]
+        drawings = [drawing_of(image) for image in images]
+        pictures = [cast("Image", image) for image, own in zip(images, drawings, strict=True) if own is None]
         found = iter(())
         if pictures:
             pixels = torch.stack([magvit.to_pixels(picture, self.side) for picture in pictures])
             with torch.autocast(self.device.type, enabled=False):  # rounding would flip signs
                 found = iter(self.network.image_tokenizer.encode(pixels.to(self.device)))
-        return torch.stack(
-            [image.ids.to(self.device) if isinstance(image, Tokens) else next(found) for image in images]
-        )
+        return torch.stack([next(found) if own is None else own.ids.to(self.device) for own in drawings])
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
@@ -365,6 +407,17 @@ class ShowO(Policy):
         return [i for i in reply.ids.tolist() if i != self.layout.eot]
 
 
+def _thin_drawing(drawing: Tokens, optim: OptimConfig, seed: int) -> Scored:
+    own = zlib.crc32(drawing.ids.numpy().tobytes(), seed)
+    if optim.scoring == "rounds":
+        rounds = optim.scored_rounds or len(drawing)
+        wanted, weight = masked.some_rounds(drawing.order, drawing.mask, rounds, own)
+        return Scored(replace(drawing, mask=wanted), weight, drawing.logp)
+    least = 1.0 if optim.scoring == "whole_canvas" else optim.least_masked
+    order, wanted, weight = masked.one_pass(drawing.mask, least, own)
+    return Scored(replace(drawing, order=order, mask=wanted), weight, None)
+
+
 def images_of(context: Context) -> list[Picture]:
     """The pictures and drawings of a context.
 
@@ -372,8 +425,21 @@ def images_of(context: Context) -> list[Picture]:
         ValueError: a part that is of another family.
     """
     images = [part for part in context.parts if not isinstance(part, str) and not is_reply(part)]
-    assert not any(isinstance(part, Relaxed) for part in images), "a scenario asks for the ability first"
     return [tokens_of(part) if isinstance(part, Latents) else cast(Picture, part) for part in images]
+
+
+def drawing_of(image: Picture) -> Tokens | None:
+    """The drawing that a part of a context is, relaxed or not."""
+    return image.action if isinstance(image, Relaxed) else image if isinstance(image, Tokens) else None
+
+
+def with_relaxed(read: Tensor, images: Sequence[Picture], relax: Callable[[list[Relaxed]], Tensor]) -> Tensor:
+    """Adds to how images are read [I, ...] the gradient of what `relax` makes of the relaxed drawings among them."""
+    drawings = {row: image for row, image in enumerate(images) if isinstance(image, Relaxed)}
+    if not drawings:
+        return read
+    soft = relax(list(drawings.values()))
+    return read.index_add(0, torch.tensor(list(drawings), device=read.device), (soft - soft.detach()).to(read.dtype))
 
 
 def runs(context: Context) -> list[str | Tokens]:

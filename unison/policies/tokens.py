@@ -155,9 +155,11 @@ def relaxed_rows(
         [N, E], equal to `table[ids]`.
     """
 
+    rows_of = table.detach()  # the table was looked up at the draws alone, which is all that its gradient may say
+
     def of_chunk(h: Tensor, chunk_ids: Tensor, noise: Tensor, h_u: Tensor | None) -> Tensor:
         logits = _logits(head, h, h_u, sampling) / sampling.temperature
-        return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ table.float()
+        return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ rows_of.float()
 
     rows = max(1, LOGITS_PER_CHUNK // len(table))
     states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)

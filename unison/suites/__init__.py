@@ -1,0 +1,55 @@
+"""Suites by name: what `unison eval --suite <name>` runs.
+
+A suite is a module with `Options`, a frozen dataclass of its own options, and `prepare(options, job)`, which checks
+everything that can be checked before the model is loaded and returns what evaluates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from unison.config import pick
+from unison.suites.common import Job, Result
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One way to evaluate a checkpoint."""
+
+    name: str
+    summary: str
+    module: str
+
+    @property
+    def options(self) -> Any:
+        """The class of its options."""
+        return import_module(self.module).Options
+
+    def prepare(self, options: Any, job: Job) -> Callable[[], Result | None]:
+        """What evaluates; its result is None in all processes but the first.
+
+        Raises:
+            ValueError: options that cannot work.
+        """
+        return import_module(self.module).prepare(options, job)
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite("world", "drawing and answering on held-out items", "unison.suites.world"),
+        Suite("geneval", "GenEval's six tasks, on its prompt file", "unison.suites.geneval"),
+    )
+}
+
+
+def find(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return pick(SUITES, name, "--suite")

@@ -1,0 +1,117 @@
+"""What suites share: the job they are given, and the result they return, as JSON and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from accelerate import PartialState
+
+from unison.config import PolicyConfig
+from unison.environment import describe
+from unison.policies import load_policy, locate
+from unison.policies.base import Policy
+from unison.stats import Estimate
+
+ALL = "all"
+"""The cut over all tasks: the mean of theirs, or for a conditional share the share over all items."""
+Cuts: TypeAlias = Mapping[str, Estimate]
+"""A figure over all tasks and in each; a task without it is absent."""
+Record: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every suite of a command is given."""
+
+    checkpoint: str
+    """Checkpoint folder, hub id or assets/<name>."""
+    dtype: Literal["float32", "bfloat16"]
+    """Type of the weights and of matrix products."""
+    out: Path | None
+    """Where results go: a folder, or the JSON file of the one suite."""
+    overwrite: bool
+    """Start over where there are results of another evaluation."""
+    processes: PartialState
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The checkpoint as a policy, on this process's device, loaded when first asked for.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+        """
+        policy = load_policy(PolicyConfig(self.checkpoint, dtype=self.dtype, compute_dtype=self.dtype))
+        return policy.to(self.processes.device)
+
+    def file(self, suite: str) -> Path:
+        """The suite's JSON file; what else it writes lies beside it."""
+        out = self.out or Path("runs/eval") / re.sub(r"[^\w.-]+", "-", self.checkpoint).strip("-.")
+        return out if out.suffix == ".json" else out / f"{suite}.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures with the protocol that they hold for."""
+
+    suite: str
+    protocol: Mapping[str, Any]
+    """All that the figures depend on, JSON-able."""
+    figures: Mapping[str, Cuts]
+    records: Sequence[Record]
+    """What was measured, one for each drawing or item."""
+    notes: Sequence[str] = ()
+    """What a reader of the figures must know."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task that a figure has, in the order of the figures."""
+        return [cut for cut in dict.fromkeys(cut for cuts in self.figures.values() for cut in cuts) if cut != ALL]
+
+    def rows(self) -> dict[str, list[str]]:
+        """The cells of every figure as printed: over all tasks with the interval, then for each task."""
+        return {name: cells(cuts, self.tasks) for name, cuts in self.figures.items()}
+
+    def markdown(self) -> str:
+        """The table, the notes and the protocol."""
+        heads = ["figure", "all tasks [95% interval]", *self.tasks]
+        lines = [heads, ["---"] * len(heads), *([name, *row] for name, row in self.rows().items())]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        protocol = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
+        return "\n\n".join([f"# {self.suite}", table, *self.notes, f"Protocol:\n\n{protocol}"]) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Writes the JSON file, and the Markdown page beside it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = dataclasses.asdict(self) | {"environment": describe()}
+        path.write_text(json.dumps(whole, indent=1))
+        path.with_suffix(".md").write_text(self.markdown())
+
+
+def cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
+    """A figure as printed; a dash where a cut does not have it."""
+    single = [cuts.get(task) for task in tasks]
+    return [str(cuts[ALL]) if ALL in cuts else "-", *(f"{e.value:.3f}" if e else "-" for e in single)]
+
+
+def fingerprint(checkpoint: str) -> str:
+    """Changes with the files of a local folder (their names, sizes and times); empty for a hub id.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    return state_of(Path(locate(checkpoint))) if Path(locate(checkpoint)).is_dir() else ""
+
+
+def state_of(folder: Path, pattern: str = "*") -> str:
+    """A digest of the names, sizes and times of a folder's files, those in folders of its own among them."""
+    files = [(path, path.stat()) for path in sorted(folder.rglob(pattern)) if path.is_file()]
+    told = [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()

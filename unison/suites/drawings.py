@@ -1,0 +1,97 @@
+"""N drawings of every prompt, for suites that judge pictures: drawn by the policy, or finished ones of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from unison.policies.base import Policy
+from unison.rows import read_image
+from unison.scenarios.common import Seeds, prompt_context
+from unison.types import Item, Sampling
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Key(NamedTuple):
+    """One drawing: number of the prompt, and of the drawing among those of its prompt."""
+
+    prompt: int
+    number: int
+
+    def __str__(self) -> str:
+        """Its place in a folder as GenEval's scripts write them, without the ending."""
+        return f"{self.prompt:05d}/samples/{self.number:04d}"
+
+
+class Drawings(Protocol):
+    """Where drawings come from."""
+
+    def __call__(self, keys: Sequence[Key]) -> list[Image]:
+        """The drawings of those keys."""
+        ...
+
+
+def share(prompts: int, count: int, process: int, processes: int) -> list[Key]:
+    """The keys that one process makes: those of every `processes`-th prompt."""
+    return [Key(prompt, number) for prompt in range(process, prompts, processes) for number in range(count)]
+
+
+class Drawn:
+    """Drawings of a policy; each depends on the seed, the prompt's id and its own number alone."""
+
+    def __init__(self, policy: Policy, items: Sequence[Item], count: int, sampling: Sampling, seed: int) -> None:
+        policy.require("draw", "drawing prompts")
+        self.policy, self.items, self.count, self.sampling = policy, items, count, sampling
+        self.seeds = Seeds(seed, 0)
+
+    @torch.no_grad()
+    def __call__(self, keys: Sequence[Key]) -> list[Image]:
+        contexts = {n: prompt_context(self.items[n]) for n in dict.fromkeys(key.prompt for key in keys)}
+        seeds = {n: self.seeds.of([self.items[n]], self.count, "draw") for n in contexts}
+        actions = self.policy.draw(
+            [contexts[key.prompt] for key in keys], self.sampling, [seeds[key.prompt][key.number] for key in keys]
+        )
+        return self.policy.decode(actions)
+
+
+class Finished:
+    """Pictures `<prompt>/samples/<number>.png` of a folder, as GenEval's own scripts leave them."""
+
+    def __init__(self, folder: Path, items: Sequence[Item]) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"{str(folder)!r}: no such folder of drawings, {Key(0, 0)}.png and so on")
+        self.folder = folder
+        for number, item in enumerate(items):
+            self._check(number, item)
+
+    def _check(self, number: int, item: Item) -> None:
+        """That the folder's own note of the prompt, if it has one, is the prompt."""
+        path = self.folder / f"{number:05d}" / "metadata.jsonl"
+        told = json.loads(path.read_text())["prompt"] if path.is_file() else item.prompt
+        if told != item.prompt:
+            raise ValueError(f"{path} is about {told!r}, but prompt {number} is {item.prompt!r}: give the same prompts")
+
+    def __call__(self, keys: Sequence[Key]) -> list[Image]:
+        return [self._read(f"{key}.png") for key in keys]
+
+    def _read(self, name: str) -> Image:
+        try:
+            return read_image(name, self.folder)
+        except OSError as error:
+            raise ValueError(f"{self.folder / name}: no picture that can be read ({error})") from error
+
+
+def keep_pictures(folder: Path, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]) -> None:
+    """Saves drawings where `Finished`, and GenEval's own scripts, find them."""
+    for key, image in zip(keys, images, strict=True):
+        path = folder / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        note = {"tag": items[key.prompt].task, "prompt": items[key.prompt].prompt}
+        (path.parent.parent / "metadata.jsonl").write_text(json.dumps(note) + "\n")
