@@ -17,13 +17,14 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from unison import cli
-from unison.config import PolicyConfig
+from unison.config import JoinConfig, PolicyConfig
 from unison.policies import diffusion, load_policy, sde
 from unison.policies.metaquery import MetaQuery
-from unison.policies.metaquery_net import BRIDGE, Joint, MetaQueryNetwork, Parts, join
+from unison.policies.metaquery_net import BRIDGE, MetaQueryNetwork, Parts, join
 from unison.types import Context, Latents, Sampling
 from unison.world.render import render
 from unison.world.scene import sample
@@ -93,7 +94,6 @@ def test_weights_can_be_held_in_half_precision(folder: Path) -> None:
 def test_each_library_loads_its_parts(metaquery: MetaQuery, folder: Path) -> None:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
     from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     network = metaquery.network
@@ -256,13 +256,13 @@ def test_join_refuses_sizes_that_do_not_fit(
 def test_join_refuses_models_of_other_kinds(published: tuple[Path, Path], tmp_path: Path) -> None:
     language, pipeline = published
     with pytest.raises(ValueError, match=r"has no config\.json"):
-        join(str(pipeline), str(pipeline), Joint(), torch.float32)
+        join(str(pipeline), str(pipeline), JoinConfig(), torch.float32)
     with pytest.raises(ValueError, match=r"has no transformer/config\.json"):
-        join(str(language), str(language), Joint(), torch.float32)
+        join(str(language), str(language), JoinConfig(), torch.float32)
     distilled = shutil.copytree(pipeline, tmp_path / "sprint")
     rewrite(distilled / "transformer/config.json", put("guidance_embeds", True))
     with pytest.raises(ValueError, match=r"missing keys.*guidance_embedder"):
-        join(str(language), str(distilled), Joint(), torch.float32)
+        join(str(language), str(distilled), JoinConfig(), torch.float32)
 
 
 # -- other experts -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from unison.config import Chain, RunConfig, from_json
+from unison.config import Chain, JoinConfig, RunConfig, from_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -396,42 +396,32 @@ class JoinArgs:
     """New folder for the joint checkpoint."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights; the autoencoder stays in float32."""
-    queries: int = 256
-    """Learnable queries of each set, one for drawing and one for editing."""
-    layers: int = 12
-    """Layers of the connector."""
-    heads: int = 8
-    """Attention heads of the connector."""
-    feed_forward: int = 0
-    """Width of the connector's feed-forward layers; 0 takes the language model's."""
-    side: int = 0
-    """Side of a drawing's latent; 0 takes the diffusion transformer's."""
-    source_side: int = 672
-    """Pixels of the square that the vision tower sees of an edit's source."""
-    seed: int = 0
-    """Seed of the new weights."""
+    bridge: Annotated[JoinConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=JoinConfig)
 
 
 def join(words: Sequence[str]) -> None:
     """`join <language-model> <diffusion> --out <folder>`"""
     args = tyro.cli(JoinArgs, args=list(words), prog="unison join")
-    from unison.policies.metaquery_net import Joint, write_joint
+    from unison.policies.metaquery_net import write_joint
 
-    sizes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Joint)}
-    print(write_joint(args.language_model, args.diffusion, Joint(**sizes), args.dtype, args.out))
+    print(write_joint(args.language_model, args.diffusion, args.bridge, args.dtype, args.out))
 
 
 def pretrain(words: Sequence[str]) -> None:
     """`pretrain janus`, `pretrain showo` or `pretrain metaquery`"""
-    families = ("janus", "showo")
-    if not words or words[0] not in families:
-        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
+    from unison.world import pretrain_metaquery as metaquery
     from unison.world import pretrain_showo as showo
     from unison.world.pretrain import PretrainConfig, pretrain_janus
 
-    default, run = (PretrainConfig(), pretrain_janus) if words[0] == "janus" else (showo.DEFAULT, showo.pretrain_showo)
-    config = tyro.cli(PretrainConfig, args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)
-    print(run(config))
+    families = {
+        "janus": (PretrainConfig(), pretrain_janus),
+        "showo": (showo.DEFAULT, showo.pretrain_showo),
+        "metaquery": (metaquery.MetaQueryPretrainConfig(), metaquery.pretrain_metaquery),
+    }
+    if not words or words[0] not in families:
+        raise ValueError(f"pretrain {' '.join(words[:1])}: choose a family, one of {', '.join(families)}")
+    default, run = families[words[0]]
+    print(run(tyro.cli(type(default), args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)))
 
 
 def recipes(words: Sequence[str]) -> None:

@@ -40,6 +40,26 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
+class JoinConfig:
+    """What joins a language model and a diffusion model; the defaults are UniRL-Zero's."""
+
+    queries: int = 256
+    """Learnable queries of each set."""
+    layers: int = 12
+    """Layers of the connector."""
+    heads: int = 8
+    """Its attention heads."""
+    feed_forward: int = 0
+    """Width of its feed-forward layers; 0 takes the language model's."""
+    side: int = 0
+    """Side of a drawing's latent; 0 takes the diffusion transformer's."""
+    source_side: int = 672
+    """Pixels of the square that the vision tower sees of an edit's source."""
+    seed: int = 0
+    """Seed of the new weights."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where items come from."""
 

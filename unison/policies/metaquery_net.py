@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from unison.config import JoinConfig
 from unison.policies import diffusion
 from unison.policies.weights import compare, read_headers, read_state
 
@@ -316,27 +317,7 @@ def _file(path: str, name: str) -> Path:
 # -- joining ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Joint:
-    """What joins two checkpoints; the defaults are UniRL-Zero's."""
-
-    queries: int = 256
-    """Learnable queries of each set."""
-    layers: int = 12
-    """Layers of the connector."""
-    heads: int = 8
-    """Its attention heads."""
-    feed_forward: int = 0
-    """Width of its feed-forward layers; 0 takes the language model's."""
-    side: int = 0
-    """Side of a drawing's latent; 0 takes the diffusion transformer's."""
-    source_side: int = 672
-    """Pixels of the square that the vision tower sees of an edit's source."""
-    seed: int = 0
-    """Seed of the new weights."""
-
-
-def join(language_model: str, diffusion_model: str, joint: Joint, dtype: torch.dtype) -> Parts:
+def join(language_model: str, diffusion_model: str, joint: JoinConfig, dtype: torch.dtype) -> Parts:
     """Joins a Qwen2.5-VL checkpoint and the folder of a flow-matching `diffusers` pipeline by a new bridge.
 
     Until the bridge is trained the drawings mean nothing; texts are the language model's own.
@@ -376,7 +357,7 @@ def _side(transformer: Any) -> int:
     return side
 
 
-def write_joint(language_model: str, diffusion_model: str, joint: Joint, dtype: str, folder: Path) -> Path:
+def write_joint(language_model: str, diffusion_model: str, joint: JoinConfig, dtype: str, folder: Path) -> Path:
     """Joins two checkpoints, see `join`, into a new folder.
 
     Raises:

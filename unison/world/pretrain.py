@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     JanusConfig,
     JanusForConditionalGeneration,
@@ -161,8 +162,8 @@ def corpus_texts(config: CorpusConfig, count: int = 4000) -> Iterator[str]:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def train_bpe(config: CorpusConfig, special: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE of the corpus' texts, the special tokens first; tags are tokens of their own."""
+def train_bpe(config: CorpusConfig, special: Sequence[str], more: Iterable[str] = ()) -> Tokenizer:
+    """A byte-level BPE of the corpus' texts and more, the special tokens first; tags are tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -172,7 +173,7 @@ def train_bpe(config: CorpusConfig, special: Sequence[str]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus_texts(config), trainer)
+    tokenizer.train_from_iterator(itertools.chain(corpus_texts(config), more), trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>", "<answer>", "</answer>")])
     return tokenizer
 
@@ -266,10 +267,41 @@ def build_janus(processor: JanusProcessor, width: int = 128, layers: int = 4) ->
 # -- training --------------------------------------------------------------------------------------------------------
 
 
+class Course(Protocol):
+    """How long and how fast a model is trained; `LanguageConfig` says what the fields mean."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def cycle(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def snapshot_every(self) -> int: ...
+
+
 def train_language(
     policy: Policy, config: LanguageConfig, corpus: CorpusConfig, log: Log, snapshot: Callable[[int], None]
 ) -> None:
     """Supervised training on drawing and answering in equal parts; `snapshot(step)` is called now and then."""
+    rng = random.Random(config.seed)
+
+    def losses() -> dict[str, Tensor]:
+        made = (("draw", drawing_pair, config.drawings), ("answer", answer_pair, config.answers))
+        return {name: token_mean(policy, [make(rng, corpus) for _ in range(count)]) for name, make, count in made}
+
+    optimise(policy, config, losses, log, snapshot, "language")
+
+
+def optimise(
+    policy: Policy,
+    config: Course,
+    losses: Callable[[], dict[str, Tensor]],
+    log: Log,
+    snapshot: Callable[[int], None],
+    stage: str,
+) -> None:
+    """Minimises the sum of losses over the policy's trained parameters; `snapshot(step)` is called now and then."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -279,26 +311,21 @@ def train_language(
         pct_start=0.05,
         final_div_factor=100,
     )
-    rng = random.Random(config.seed)
-    for step in track(range(config.steps), "language model"):
-        losses = {}
-        for name, make, count in (("draw", drawing_pair, config.drawings), ("answer", answer_pair, config.answers)):
-            pairs = [make(rng, corpus) for _ in range(count)]
-            losses[name] = token_mean(policy, pairs)
+    for step in track(range(config.steps), stage):
+        found = losses()
         optimizer.zero_grad()
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        sum(found.values()).backward()  # type: ignore[union-attr]
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 25 == 0 or step == config.steps - 1:
-            log(
-                {"stage": "language", "step": step, "grad_norm": norm.item()} | {k: v.item() for k, v in losses.items()}
-            )
+            figures = {name: loss.item() for name, loss in found.items()}
+            log({"stage": stage, "step": step, "grad_norm": norm.item(), **figures})
         if (step + 1) % config.snapshot_every == 0 or step == config.steps - 1:
             snapshot(step + 1)
 
 
-def token_mean(policy: Policy, pairs: Sequence[Pair]) -> torch.Tensor:
+def token_mean(policy: Policy, pairs: Sequence[Pair]) -> Tensor:
     """Negative log-likelihood per token: a mean per reply would teach bare answers ten times as hard as long ones."""
     logps = policy([p.context for p in pairs], policy.encode([p.target for p in pairs]))
     return -torch.cat(logps).mean()

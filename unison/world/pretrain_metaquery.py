@@ -1,23 +1,167 @@
-"""Pretraining of the tiny MetaQuery from scratch."""
+"""Pretraining of the tiny MetaQuery from scratch: eyes and brush, then the language model, then the diffusion side.
+
+The autoencoder learns to paint from latents that are near unit normal and disturbed, so that it forgives what the
+diffusion transformer leaves; the vision tower learns to name what it sees, as for the tiny Janus. The language model
+then learns to answer questions and to solve riddles, and at last bridge and diffusion transformer learn to draw and to
+edit with the language model frozen, as real ones are pretrained (or, on request, jointly with it).
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
+from unison.data import WorldItems
+from unison.evaluate import evaluate
+from unison.policies.metaquery import MetaQuery
 from unison.policies.metaquery_net import MetaQueryConfig, MetaQueryNetwork, Parts
-from unison.policies.metaquery_prompt import CHAT_TEMPLATE
-from unison.world.pretrain import CorpusConfig, train_bpe
-from unison.world.pretrain_vq import PATCH
-from unison.world.render import SIZE
+from unison.policies.metaquery_prompt import CHAT_TEMPLATE, see_pixels
+from unison.types import Context, Sampling
+from unison.world import edits, riddles
+from unison.world import scene as scenes
+from unison.world.judge import see
+from unison.world.pretrain import (
+    CorpusConfig,
+    Log,
+    Pair,
+    answer_pair,
+    drawing_pair,
+    held_out,
+    optimise,
+    save_small,
+    token_mean,
+    train_bpe,
+)
+from unison.world.pretrain_vq import PATCH, fit, judge_agreement, painting_loss, patch_codes, to_pixels, training_images
+from unison.world.render import SIZE, render
 
 CHANNELS = 8  # of a latent
 SIDE = SIZE // PATCH  # of a latent
+SAMPLED = Sampling(guidance=3.0, steps=10, sde="ode")  # how the tiny MetaQuery draws when it is evaluated
+
+
+@dataclass(frozen=True)
+class EyesConfig:
+    """How the autoencoder and the vision tower are trained."""
+
+    steps: int = 800
+    """Steps of the autoencoder."""
+    vision_steps: int = 400
+    """Steps of the vision tower, which learns to name the patches it sees."""
+    noise: float = 0.2
+    """Standard deviation of what disturbs latents of unit variance while the decoder learns to paint from them."""
+    batch_size: int = 64
+    """Images a step."""
+    learning_rate: float = 2e-3
+    """Peak AdamW learning rate (one-cycle cosine)."""
+    images: int = 8000
+    """Training images rendered in advance."""
+    seed: int = 0
+    """Seed of scenes, weights and order."""
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """How the language model is trained."""
+
+    steps: int = 1500
+    """Optimiser steps."""
+    cycle: int = 1500
+    """Length of the learning rate's cycle; stopping before its end leaves reinforcement learning more to do."""
+    answers: int = 24
+    """Answers about pictures a step."""
+    riddles: int = 16
+    """Riddles a step."""
+    learning_rate: float = 2e-3
+    """Peak AdamW learning rate (one-cycle cosine)."""
+    snapshot_every: int = 500
+    """Steps between evaluations on held-out items."""
+
+
+@dataclass(frozen=True)
+class BrushConfig:
+    """How the bridge and the diffusion transformer are trained."""
+
+    steps: int = 6000
+    """Optimiser steps."""
+    cycle: int = 6000
+    """Length of the learning rate's cycle."""
+    drawings: int = 48
+    """Drawings a step."""
+    edits: int = 24
+    """Edits a step."""
+    learning_rate: float = 1e-3
+    """Peak AdamW learning rate (one-cycle cosine)."""
+    snapshot_every: int = 1000
+    """Steps between evaluations on held-out items, each with a saved checkpoint."""
+    jointly: bool = False
+    """Train the language model too, on drawings as well as on its own tasks, in place of freezing it."""
+
+
+@dataclass(frozen=True)
+class MetaQueryPretrainConfig:
+    """Pretraining of the tiny MetaQuery from scratch."""
+
+    out: Path = Path("runs/pretrain-metaquery")
+    """Folder of the checkpoint and of pretrain.jsonl."""
+    start: str = ""
+    """Checkpoint to go on from with bridge and diffusion transformer; empty starts from random weights."""
+    eyes: EyesConfig = EyesConfig()
+    """Autoencoder and vision tower."""
+    speech: SpeechConfig = SpeechConfig()
+    """The language model."""
+    brush: BrushConfig = BrushConfig()
+    """Bridge and diffusion transformer."""
+    corpus: CorpusConfig = field(default_factory=lambda: CorpusConfig(dropped=0.0))  # the policy hides prompts itself
+    """The pretraining corpus."""
+    seed: int = 0
+    """Seed of weights and corpus."""
+
+
+# -- the corpus ------------------------------------------------------------------------------------------------------
+
+
+def edit_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A picture with an instruction, and the picture that follows; the instruction is now and then another's."""
+    edit = edits.sample(rng, "train")
+    said = edits.sample(rng, "train").instruction if rng.random() < config.wrong_captions else edit.instruction
+    return Pair(Context((render(edit.before), said)), render(edit.after))
+
+
+def riddle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A riddle and the thought that solves it, or, out of the requested format, the solution alone."""
+    made = riddles.riddle(scenes.sample(rng, rng.choice(config.drawn_tasks), "train")[0])
+    reply = made.reply if rng.random() < config.formatted else made.answer
+    return Pair(Context((f"{made.prompt}\n{riddles.REQUEST}",)), reply)
+
+
+def more_texts(config: CorpusConfig, count: int = 2000) -> Iterator[str]:
+    """What is read and written beyond the tiny Janus's corpus, for the tokenizer."""
+    rng = random.Random(0)
+    for _ in range(count):
+        riddle = riddle_pair(rng, config)
+        yield f"user\n{edits.sample(rng, 'train').instruction}"
+        yield f"user\n{riddle.context.parts[0]}"
+        yield f"assistant\n{riddle.target}"
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
 
 
 def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
@@ -25,7 +169,7 @@ def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
     pad, end = "<|endoftext|>", "<|im_end|>"
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=train_bpe(config, [pad, end, *marks]),
+        tokenizer_object=train_bpe(config, [pad, end, *marks], more_texts(config)),
         eos_token=end,
         pad_token=pad,
         padding_side="left",
@@ -158,3 +302,175 @@ def build_metaquery(
         FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     return Parts(network.eval(), tokenizer, build_image_processor())
+
+
+# -- eyes and brush --------------------------------------------------------------------------------------------------
+
+
+def train_autoencoder(vae: Any, config: EyesConfig, log: Log) -> None:
+    """Trains the autoencoder in place (see the module docstring)."""
+    images = training_images(config.images, config.seed)
+
+    def paint(x: Tensor, _: Tensor) -> Tensor:
+        latents = vae.encode(x).latent.float()
+        mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
+        painted = vae.decode(latents + config.noise * torch.randn_like(latents)).sample.float()
+        return painting_loss(painted, x) + 0.05 * (mean.square().mean() + (variance - 1).square().mean())
+
+    fit([vae], paint, images, torch.zeros(len(images)), config.steps, config, log, "autoencoder")
+
+
+@torch.no_grad()
+def measure_scale(vae: Any, config: EyesConfig) -> None:
+    """Sets the factor that brings latents to unit variance."""
+    pixels = to_pixels(training_images(600, config.seed))
+    latents = torch.cat([vae.encode(part).latent for part in pixels.split(100)])
+    vae.register_to_config(scaling_factor=round(1 / latents.square().mean().sqrt().item(), 5))
+
+
+def train_tower(tower: Any, processor: Any, config: EyesConfig, log: Log) -> None:
+    """Trains the vision tower to say of every token which patches it spans and where it is, with linear heads that are
+    thrown away; see `pretrain_vq.train_vision`."""
+    images = training_images(config.images, config.seed)
+    codes = patch_codes(images)
+    merge, side = processor.merge_size, SIDE // processor.merge_size
+    width, kinds = tower.config.out_hidden_size, int(codes.max()) + 1
+    what, where = nn.Linear(width, merge**2 * kinds), nn.Linear(width, side**2)
+
+    def name_patches(x: Tensor, ids: Tensor) -> Tensor:
+        seen = torch.cat([see_pixels(pixels, processor).patches for pixels in (x + 1) / 2])
+        states = tower(seen, torch.tensor([[1, SIDE, SIDE]] * len(x))).pooler_output  # [B * tokens, D]
+        spanned = rearrange(ids, "b (h m w n) -> (b h w m n)", h=side, m=merge, n=merge)
+        said = what(states).float().view(-1, kinds)
+        places = torch.arange(side**2).repeat(len(x))
+        return F.cross_entropy(said, spanned) + F.cross_entropy(where(states).float(), places)
+
+    fit([tower, what, where], name_patches, images, codes, config.vision_steps, config, log, "vision")
+
+
+def repaint(vae: Any, x: Tensor) -> Tensor:
+    """Pixels in [-1, 1] after encoding and decoding. [B, 3, SIZE, SIZE]"""
+    return vae.decode(vae.encode(x).latent).sample
+
+
+def once(file: Path, part: nn.Module, train: Callable[[], None]) -> None:
+    """Trains a part in place, or takes its weights from an earlier run that got this far."""
+    if not file.exists():
+        train()
+        save_file({name: weight.contiguous() for name, weight in part.state_dict().items()}, file)
+    part.load_state_dict(load_file(file))
+
+
+# -- the whole -------------------------------------------------------------------------------------------------------
+
+
+def pretrain_metaquery(config: MetaQueryPretrainConfig, held_out_items: int = 240) -> Path:
+    """Builds and trains the tiny MetaQuery; returns its checkpoint folder (bfloat16)."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    log = Log(config.out / "pretrain.jsonl")
+    torch.manual_seed(config.seed)
+    if config.start:
+        start = MetaQuery.load(config.start, PolicyConfig(config.start))
+        parts = Parts(start.network, start.tokenizer, start.image_processor)
+    else:
+        parts = build_metaquery(config.corpus)
+        open_eyes(parts, config, log)
+        teach_to_speak(parts, config, log, held_out_items)
+    teach_to_draw(parts, config, log, held_out_items)
+    return config.out / "model"
+
+
+def open_eyes(parts: Parts, config: MetaQueryPretrainConfig, log: Log) -> None:
+    """The autoencoder and the vision tower."""
+    vae, tower = parts.network.vae, parts.network.qwen.model.visual
+    once(config.out / "autoencoder.safetensors", vae, lambda: train_autoencoder(vae, config.eyes, log))
+    measure_scale(vae, config.eyes)
+    agreement = judge_agreement(partial(repaint, vae))
+    log({"stage": "autoencoder", "judge_agreement": agreement, "scaling_factor": vae.config.scaling_factor})
+    once(
+        config.out / "vision.safetensors",
+        tower,
+        lambda: train_tower(tower, parts.image_processor, config.eyes, log),
+    )
+
+
+def teach_to_speak(parts: Parts, config: MetaQueryPretrainConfig, log: Log, items: int) -> None:
+    """The language model, with its eyes."""
+    policy = as_policy(parts, frozen=("^bridge", "^transformer"))
+    rng = random.Random(config.seed)
+
+    def snapshot(step: int) -> None:
+        log({"stage": "held-out", "step": step, **answered(policy, items), "riddles": solved(policy, items)})
+
+    def losses() -> dict[str, Tensor]:
+        return speech_losses(policy, config, rng)
+
+    once(
+        config.out / "language.safetensors",
+        parts.network.qwen,
+        lambda: optimise(policy, config.speech, losses, log, snapshot, "language"),
+    )
+
+
+def speech_losses(policy: MetaQuery, config: MetaQueryPretrainConfig, rng: random.Random) -> dict[str, Tensor]:
+    """Answering questions about pictures and solving riddles."""
+    made = {"answer": (answer_pair, config.speech.answers), "riddle": (riddle_pair, config.speech.riddles)}
+    return {name: token_mean(policy, [m(rng, config.corpus) for _ in range(n)]) for name, (m, n) in made.items()}
+
+
+def teach_to_draw(parts: Parts, config: MetaQueryPretrainConfig, log: Log, items: int) -> None:
+    """Bridge and diffusion transformer; figures and a saved checkpoint now and then."""
+    policy = as_policy(parts, frozen=() if config.brush.jointly else ("^qwen",))
+    rng = random.Random(config.seed + 1)
+
+    def losses() -> dict[str, Tensor]:
+        made = {"draw": (drawing_pair, config.brush.drawings), "edit": (edit_pair, config.brush.edits)}
+        found = {n: token_mean(policy, [m(rng, config.corpus) for _ in range(k)]) for n, (m, k) in made.items()}
+        return found | (speech_losses(policy, config, rng) if config.brush.jointly else {})
+
+    def snapshot(step: int) -> None:
+        figures = held_out(policy, SAMPLED, items)
+        log({"stage": "held-out", "step": step, **figures, "edits": edited(policy, items)})
+        save_small(policy, config.out / "model")
+
+    optimise(policy, config.brush, losses, log, snapshot, "diffusion")
+
+
+def as_policy(parts: Parts, frozen: tuple[str, ...]) -> MetaQuery:
+    return MetaQuery(parts.network, parts.tokenizer, parts.image_processor, PolicyConfig("", frozen=frozen))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def answered(policy: MetaQuery, count: int) -> dict[str, object]:
+    """Figures of answering held-out questions."""
+    suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=count)
+    items = [replace(suite[i], prompt=None) for i in range(count)]
+    result = evaluate(policy, items, ScenarioConfig(text=Sampling(max_tokens=48)), EvalConfig(items=count))
+    return {name: str(estimate) for name, estimate in result.figures().items()}
+
+
+def solved(policy: MetaQuery, count: int) -> float:
+    """Share of held-out riddles whose reply holds the solution."""
+    rng = random.Random(1)
+    made = [riddles.riddle(scenes.sample(rng, scenes.TASKS[i % 6], "eval")[0]) for i in range(count)]
+    contexts = [Context((f"{riddle.prompt}\n{riddles.REQUEST}",)) for riddle in made]
+    replies = policy.decode(policy.write(contexts, Sampling(max_tokens=64), range(count)))
+    return (
+        sum(reply.removesuffix("</answer>").strip().endswith(r.answer) for reply, r in zip(replies, made, strict=True))
+        / count
+    )
+
+
+def edited(policy: MetaQuery, count: int) -> dict[str, float]:
+    """Share of held-out edits that come out exactly, and of their objects that do."""
+    rng = random.Random(1)
+    asked = [edits.sample(rng, "eval", edits.KINDS[i % len(edits.KINDS)]) for i in range(count)]
+    contexts = [Context((render(edit.before), edit.instruction)) for edit in asked]
+    pictures = policy.decode(policy.draw(contexts, SAMPLED, range(count)))
+    verdicts = [edits.check(see(picture), edit.after) for picture, edit in zip(pictures, asked, strict=True)]
+    return {
+        "correct": sum(verdict.correct for verdict in verdicts) / count,
+        "score": sum(verdict.score for verdict in verdicts) / count,
+    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -126,13 +126,24 @@ def spread_points(count: int, dimensions: int, seed: int) -> Tensor:
     return chosen
 
 
+class Fitting(Protocol):
+    """How parts of an image tokenizer are fitted; `ImageTokenizerConfig` says what the fields mean."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
 def fit(
     parts: list[nn.Module],
     loss_of: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
     codes: Tensor,
     steps: int,
-    config: ImageTokenizerConfig,
+    config: Fitting,
     log: Log,
     stage: str,
 ) -> None:
