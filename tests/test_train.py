@@ -385,18 +385,10 @@ def test_two_processes_take_the_same_first_steps_as_one(checkpoint: Path, tmp_pa
     one = small(checkpoint, tmp_path / "one", optim__steps=2, **RUNNING)
     two = small(checkpoint, tmp_path / "two", optim__steps=2, **RUNNING)
     assert run_command(command(one, tmp_path)).returncode == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    done = run_command([*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *command(two, tmp_path)[1:]])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = run_command([*launch, *command(two, tmp_path)[1:]])
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 processes" in done.stdout
     for a, b in zip(metrics(one.out), metrics(two.out), strict=True):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
         assert a["reward/mean"] == pytest.approx(b["reward/mean"], abs=1e-5)

@@ -457,17 +457,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path: Path):
     items, script = write_items(tmp_path / "items.jsonl"), tmp_path / "script.py"
     script.write_text(SCRIPT)
     alone = [sys.executable, str(script)]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    together = [*launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
     tests = Path(__file__).parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}:{tests.parent}"}
     runs = []
@@ -475,9 +465,10 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path: Path):
         command = [*words, str(items), str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
         assert done.returncode == 0, done.stderr[-3000:]
+        assert f"on {'2 processes' if name == 'two' else '1 process'}," in " ".join(done.stdout.split())
         runs.append(metrics(tmp_path / name))
     for one, two in zip(*runs, strict=True):
-        for name in ("grad_norm", "image/grad_norm", "text/grad_norm", "image/kl", "reward/mean"):
+        for name in ("loss", "grad_norm", "image/grad_norm", "text/grad_norm", "image/kl", "reward/mean"):
             assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5)
 
 

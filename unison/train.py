@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from unison import checkpoint, scenarios
@@ -61,7 +62,11 @@ class Trainer:
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
-        self.accelerator = Accelerator(log_with=list(config.trackers), project_dir=str(self.run / "trackers"))
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),  # else, without a GPU, every process takes itself for the only one
+            log_with=list(config.trackers),
+            project_dir=str(self.run / "trackers"),
+        )
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
         if config.optim.scoring != "rounds":
@@ -169,9 +174,10 @@ class Trainer:
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-            metrics |= {f"{modality}/{name}": value for name, value in _means(sums).items()}
+            metrics |= {f"{modality}/{name}": value for name, value in _means(self._global_sums(sums)).items()}
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
+        metrics |= self._global_sums({"loss": metrics["loss"]})
         self._sum_gradients()
         informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
         return metrics | self._apply(informative)
@@ -238,6 +244,13 @@ class Trainer:
         turns, decisions = self.accelerator.reduce(counts, "sum").tolist()  # type: ignore[union-attr]
         return Totals(turns, decisions)
 
+    def _global_sums(self, own: Metrics) -> Metrics:
+        """Sums over all processes, of which some may have none."""
+        if self.accelerator.num_processes == 1:
+            return own
+        every: list[Metrics] = gather_object([own])
+        return {name: sum(part.get(name, 0.0) for part in every) for name in dict.fromkeys(n for p in every for n in p)}
+
     def _sum_gradients(self) -> None:
         """Adds up the gradients of all processes: each holds its share of one global loss.
 
@@ -253,9 +266,11 @@ class Trainer:
         return bool(self.accelerator.reduce(own, "sum"))  # type: ignore[arg-type]
 
     def _norm_since(self, before: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Norm of the gradient added since the copy `before`, and a copy of the present one."""
+        """Norm of the gradient added by all processes since the copy `before`, and a copy of the own present one."""
         now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained]
         added = [n - b for n, b in zip(now, before, strict=True)] if before else now
+        if self.accelerator.num_processes > 1:
+            added = [self.accelerator.reduce(x, "sum") for x in added]
         return float(torch.nn.utils.get_total_norm(added)), now
 
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
