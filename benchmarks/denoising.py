@@ -15,9 +15,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from benchmarks.compare import HEADER, Row, interleaved
-from benchmarks.pages import DOCS, write_section
-from benchmarks.run import conditions
+from benchmarks.compare import Row, interleaved
+from benchmarks.pages import publish
 from unison.policies import sde
 from unison.types import Latents, Sampling
 
@@ -132,16 +131,8 @@ def main(options: Options) -> None:
     """Measures, prints, writes."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(HEADER, flush=True)
-    lines = []
-    for row in measure(options):
-        lines.append(row.markdown())
-        print(lines[-1], flush=True)
     model = f"SanaTransformer2DModel of diffusers {diffusers.__version__}, random weights"
-    circumstances = conditions("benchmarks.denoising", options.repeats, model)
-    print(f"\n{circumstances}")
-    if not options.quick:
-        write_section(DOCS / "benchmarks.md", "benchmarks.denoising", "\n".join([HEADER, *lines, "", circumstances]))
+    publish("benchmarks.denoising", measure(options), options.repeats, model, written=not options.quick)
 
 
 if __name__ == "__main__":

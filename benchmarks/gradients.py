@@ -16,8 +16,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.masked import SCORED
-from benchmarks.pages import DOCS, write_section
-from benchmarks.run import circumstances
+from benchmarks.pages import DOCS, circumstances, write_section
 from unison import scenarios
 from unison.config import AdvantageConfig, DataConfig, OptimConfig, PolicyConfig, ScenarioConfig
 from unison.data import open_items

@@ -16,10 +16,9 @@ import transformers
 import tyro
 from torch import Tensor
 
-from benchmarks.compare import HEADER, Row, interleaved
-from benchmarks.pages import DOCS, write_section
+from benchmarks.compare import Row, interleaved
+from benchmarks.pages import publish
 from benchmarks.rollout import GREEDY, PROMPT
-from benchmarks.run import conditions
 from benchmarks.scoring import QUESTION
 from unison.config import OptimConfig, PolicyConfig
 from unison.policies import magvit, tokens
@@ -218,20 +217,12 @@ def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    print(HEADER, flush=True)
-    lines = []
-    for row in measure(options):
-        lines.append(row.markdown())
-        print(lines[-1], flush=True)
     phi = MEASURED.phi
     sizes = (
         f"Show-o of width {phi.hidden_size} and {phi.num_hidden_layers} layers, random weights, "
         f"{MEASURED.vocab_size:,} entries of the vocabulary, {MEASURED.num_vq_tokens} image tokens"
     )
-    circumstances = conditions("benchmarks.masked", options.repeats, sizes)
-    print(f"\n{circumstances}")
-    if not options.quick:
-        write_section(DOCS / "benchmarks.md", "benchmarks.masked", "\n".join([HEADER, *lines, "", circumstances]))
+    publish("benchmarks.masked", measure(options), options.repeats, sizes, written=not options.quick)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
-"""Measured tables in the documentation, between markers of their own."""
+"""Measured tables: printed, with everything their figures depend on, and in the documentation between markers."""
 
 from __future__ import annotations
 
+import platform
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.compare import HEADER, Row
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -14,3 +22,39 @@ def write_section(page: Path, name: str, text: str) -> None:
     _, found, after = rest.partition(end)
     assert found, f"{page} has no section {start} ... {end}"
     page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
+
+
+def publish(module: str, rows: Iterable[Row], repeats: int, model: str, *, written: bool, header: str = HEADER) -> None:
+    """Prints a timed table as its rows come and then its circumstances; `written` puts both into docs/benchmarks.md.
+
+    Args:
+        module: the benchmark, which names its section too.
+        model: what was measured, in words.
+    """
+    print(header, flush=True)
+    lines = []
+    for row in rows:
+        lines.append(row.markdown())
+        print(lines[-1], flush=True)
+    told = circumstances(module, f"{repeats} repetitions in turns", model)
+    print(f"\n{told}")
+    if written:
+        write_section(DOCS / "benchmarks.md", module, "\n".join([header, *lines, "", told]))
+
+
+def circumstances(module: str, how: str, model: str) -> str:
+    """The command and everything that its figures depend on."""
+    return "\n".join(
+        [
+            f"- command: `{' '.join(['python -m', module, *sys.argv[1:]])}`",
+            f"- {how}, {torch.get_num_threads()} threads, {_processor()}",
+            f"- {model}",
+            f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
+        ]
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -20,8 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import judges
 from benchmarks.compare import Row, interleaved
-from benchmarks.pages import DOCS, write_section
-from benchmarks.run import conditions
+from benchmarks.pages import publish
 from unison.config import PolicyConfig
 from unison.objects import COCO
 from unison.policies import load_policy
@@ -160,18 +159,12 @@ def main(options: Options) -> None:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(HEADER, flush=True)
-    lines = []
+    sizes = f"width {SIZE.width}, {SIZE.layers} layers and {SIZE.image} pixels for what has {RANDOM}; else as published"
+    written = not options.quick and options.rewards == tuple(REWARDS)
     with tempfile.TemporaryDirectory() as folder:
         folders: dict[str, str | Path] = {**judges.build(Path(folder), SIZE), "encoder": MINILM}
-        for row in measure(options, folders, load_policy(PolicyConfig("assets/tiny-janus"))):
-            lines.append(row.markdown())
-            print(lines[-1], flush=True)
-    sizes = f"width {SIZE.width}, {SIZE.layers} layers and {SIZE.image} pixels for what has {RANDOM}; else as published"
-    circumstances = conditions("benchmarks.rewards", options.repeats, sizes)
-    print(f"\n{circumstances}")
-    if not options.quick and options.rewards == tuple(REWARDS):
-        write_section(DOCS / "benchmarks.md", "benchmarks.rewards", "\n".join([HEADER, *lines, "", circumstances]))
+        rows = measure(options, folders, load_policy(PolicyConfig("assets/tiny-janus")))
+        publish("benchmarks.rewards", rows, options.repeats, sizes, written=written, header=HEADER)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,17 @@ Prints the table and writes it between the markers of docs/benchmarks.md (not wi
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
 import tyro
 
 from benchmarks import memory, rollout, scoring
-from benchmarks.compare import HEADER, Row, interleaved
+from benchmarks.compare import Row, interleaved
 from benchmarks.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
-from benchmarks.pages import DOCS, write_section
+from benchmarks.pages import publish
 
 
 @dataclass(frozen=True)
@@ -62,31 +59,8 @@ def measure(options: Options) -> Iterator[Row]:
     yield Row(what, chunked, whole, "all at once", "MB", "3")
 
 
-def conditions(module: str, repeats: int, model: str) -> str:
-    """The command of a timed table and everything that its figures depend on."""
-    return circumstances(module, f"{repeats} repetitions in turns", model)
-
-
-def circumstances(module: str, how: str, model: str) -> str:
-    """The command and everything that its figures depend on."""
-    return "\n".join(
-        [
-            f"- command: `{' '.join(['python -m', module, *sys.argv[1:]])}`",
-            f"- {how}, {torch.get_num_threads()} threads, {_processor()}",
-            f"- {model}",
-            f"- torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}",
-        ]
-    )
-
-
 def _repeats(options: Options) -> int:
     return 1 if options.quick else options.repeats
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main(options: Options) -> None:
@@ -94,18 +68,9 @@ def main(options: Options) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    print(HEADER, flush=True)
-    lines = []
-    for row in measure(options):
-        lines.append(row.markdown())
-        print(lines[-1], flush=True)
-    sizes = f"language model of width {MEASURED.width} and {MEASURED.layers} layers, {MEASURED.heads} heads"
-    circumstances = conditions(
-        "benchmarks.run", _repeats(options), f"{sizes}, random weights, {PUBLISHED.codes:,} codes"
-    )
-    print(f"\n{circumstances}")
-    if not options.quick:
-        write_section(DOCS / "benchmarks.md", "benchmarks.run", "\n".join([HEADER, *lines, "", circumstances]))
+    model = f"language model of width {MEASURED.width} and {MEASURED.layers} layers, {MEASURED.heads} heads"
+    model += f", random weights, {PUBLISHED.codes:,} codes"
+    publish("benchmarks.run", measure(options), _repeats(options), model, written=not options.quick)
 
 
 if __name__ == "__main__":
