@@ -1,4 +1,4 @@
-"""A published checkpoint's shape with random weights through a few steps of a recipe: does it fit, and how fast is it.
+"""A published Janus's shape with random weights through a few steps of a recipe: does it fit, and how fast is it.
 
     python -m benchmarks.real_size corl/janus-pro-1b-unified --out runs/real-size
 
@@ -9,7 +9,6 @@ is held against the dry run's estimate of the same configuration.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class Args:
     """Run a few steps of a recipe on random weights of its checkpoint's shape."""
 
     recipe: tyro.conf.Positional[str]
-    """A recipe on a published checkpoint."""
+    """A recipe of one run on a published Janus."""
     out: Path = Path("runs/real-size")
     """Folder of the random checkpoint and the run."""
     steps: int = 2
@@ -43,25 +42,38 @@ class Args:
     """Longest reply: a model with random weights never stops by itself."""
 
 
-def random_janus(path: str, folder: Path) -> None:
-    """Writes a Janus of the published shape with random weights and the world's tokenizer."""
-    config: Any = JANUS[path].config()
+def write_random_janus(config: Any, folder: Path) -> None:
+    """Writes a Janus with random weights, the world's tokenizer and the real processor.
+
+    Args:
+        config: its `JanusConfig`; its image token becomes the tokenizer's.
+    """
     tokenizer = build_tokenizer(CorpusConfig())
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image_placeholder>")
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         network = JanusForConditionalGeneration(config)
     network.save_pretrained(folder)
     images = JanusImageProcessorPil(size={"height": 384, "width": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    JanusProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+    # converted checkpoints turn the system prompt on, which the policy turns off again
+    processor = JanusProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE, use_default_system_prompt=True)
+    processor.save_pretrained(folder)
 
 
-WRITERS: dict[str, Callable[[str, Path], None]] = {"janus": random_janus}
+def named(recipe: str) -> RunConfig:
+    """The recipe.
+
+    Raises:
+        ValueError: a chain, or on another checkpoint than a published Janus.
+    """
+    run = recipes.find(recipe)()
+    if not isinstance(run, RunConfig) or run.policy.path not in JANUS:
+        raise ValueError(f"recipe {recipe!r}: must be of one run, on one of {', '.join(JANUS)}")
+    return run
 
 
 def configured(args: Args) -> RunConfig:
     """The recipe on the random checkpoint and the embedded world, without rewards that download their judges."""
-    run = recipes.find(args.recipe)()
-    assert isinstance(run, RunConfig), "a chain: name one of its stages' recipes"
+    run = named(args.recipe)
     items = args.items or run.optim.items_per_step
     return replace(
         run,
@@ -85,8 +97,7 @@ def configured(args: Args) -> RunConfig:
 def main(args: Args) -> None:
     """Writes the weights, trains, prints seconds of each phase and memory."""
     config = configured(args)
-    family = "janus"
-    WRITERS[family](recipes.find(args.recipe)().policy.path, args.out / "checkpoint")  # type: ignore[union-attr]
+    write_random_janus(JANUS[named(args.recipe).policy.path].config(), args.out / "checkpoint")
     estimate = estimate_memory(config)["sum"]
     trainer = Trainer(config)
     if torch.cuda.is_available():

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from benchmarks import judges
+from benchmarks.real_size import Args, configured, write_random_janus
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
 from unison.policies.shapes import JANUS, JanusShape
 from unison.recipes import corl, unirl
 from unison.train import Trainer
 from unison.types import Sampling
-from unison.world.pretrain import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
+from unison.world.pretrain import CorpusConfig, build_tokenizer
 from unison.world.render import render
 from unison.world.scene import TASKS, ask, sample
 
@@ -34,17 +34,10 @@ REPO = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with the published pattern and every width cut down."""
-    tokenizer = build_tokenizer(CorpusConfig())
-    shape = JanusShape(64, 2, 2, 128, len(tokenizer), 32, 1, 2, vq_base_channels=32)
-    config: Any = shape.config()
-    config.image_token_id = tokenizer.image_token_id
-    torch.manual_seed(0)
-    network = JanusForConditionalGeneration(config)
-    images = JanusImageProcessorPil(size={"height": 384, "width": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    processor = JanusProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE, use_default_system_prompt=True)
+    shape = JanusShape(64, 2, 2, 128, len(build_tokenizer(CorpusConfig())), 32, 1, 2, vq_base_channels=32)
     folder = tmp_path_factory.mktemp("reduced")
-    network.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    torch.manual_seed(0)
+    write_random_janus(shape.config(), folder)
     return folder
 
 
@@ -56,6 +49,15 @@ def test_the_published_shape_has_the_published_size():
     assert config.vq_config.num_embeddings == 16384
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(2.1e9, rel=0.03)
     assert sum(p.numel() for p in network.model.language_model.parameters()) == pytest.approx(1.5e9, rel=0.05)
+
+
+def test_a_recipe_of_the_real_size_is_of_one_run_on_a_published_janus(tmp_path: Path):
+    config = configured(Args("corl/janus-pro-1b-unified", tmp_path, items=2))
+    assert config.optim.items_per_step == 2
+    assert config.rewards == {"world": 1.0, "accuracy": 1.0}
+    for other in ("corl/janus-pro-1b", "unirl/show-o-512-grpo", "corl/tiny-unified"):
+        with pytest.raises(ValueError, match=f"recipe '{other}': must be of one run, on one of deepseek-community"):
+            configured(Args(other, tmp_path))
 
 
 @pytest.mark.slow
