@@ -177,7 +177,7 @@ def test_every_decoder_replays_what_it_sampled(case: str) -> None:
     sampling = Sampling(temperature=0.8, guidance=2.0)
     ids, logp = causal.sample(network, prefixes, rows, embed, head, sampling, uniforms(range(3), STEPS))
     with torch.no_grad():
-        replayed = causal.score(network, prefixes, rows, embed, head, sampling, ids, torch.ones_like(ids).bool())
+        replayed = torch.stack(causal.score(network, prefixes, rows, embed, head, sampling, list(ids)))
     assert len(ids.unique()) > STEPS
     assert (replayed - logp).abs().max() < 1e-4
 

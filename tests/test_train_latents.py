@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,10 +117,12 @@ class Sketcher(Policy):
             return sde.means(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
 
     def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
-        whole = super().thin(actions, optim, seed)
-        if not optim.scored_rounds:
-            return whole
-        return [thinned(s.action, optim, seed) if isinstance(s.action, Latents) else s for s in whole]
+        return [
+            masked.thinned(s, torch.arange(len(s.action)), s.action.path, optim.scored_rounds, seed)
+            if isinstance(s.action, Latents)
+            else s
+            for s in super().thin(actions, optim, seed)
+        ]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         return [picture(a.path[-1]) if isinstance(a, Latents) else " ".join(map(str, a.ids.tolist())) for a in actions]
@@ -133,12 +134,6 @@ class Sketcher(Policy):
 
 def latents(actions: Sequence[Action]) -> list[Latents]:
     return [action for action in actions if isinstance(action, Latents)]
-
-
-def thinned(drawing: Latents, optim: OptimConfig, seed: int) -> Scored:
-    own = zlib.crc32(drawing.path.numpy().tobytes(), seed)
-    mask, weight = masked.some_rounds(torch.arange(len(drawing)), drawing.mask, optim.scored_rounds, own)
-    return Scored(replace(drawing, mask=mask), weight, drawing.logp)
 
 
 def features(context: Context) -> Tensor:

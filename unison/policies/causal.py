@@ -258,28 +258,29 @@ def score(
     embed: Callable[[Tensor], Tensor],
     head: Callable[[Tensor], Tensor],
     sampling: Sampling,
-    ids: Tensor,
-    mask: Tensor,
+    continuations: Sequence[Tensor],
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
-) -> Tensor:
+) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
-        ids: [B, L], padded on the right.
-        mask: [B, L] bool, False at padding.
+        continuations: the ids of each row, each [L_b].
         (others as in `sample`)
 
     Returns:
-        [B, L] float32, 0 at padding.
+        each [L_b] float32
     """
     done = run_prefixes(network, prefixes, open_to_all, positions=positions)
+    lengths = [len(ids) for ids in continuations]
+    ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
     hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
+    mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
     flat = tokens.score(
         head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
     )
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    return list(flat.split(lengths))
 
 
 def continuation_states(

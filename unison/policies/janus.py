@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
@@ -137,20 +136,12 @@ class Janus(Policy):
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
     ) -> list[Tensor]:
         guided = modality == "image" and sampling.scores_guided
-        ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
-        mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
         with self.autocast():
             prefixes, rows = self._prefixes(contexts, modality, guided)
-            logp = causal.score(
-                self.network.model.language_model,
-                prefixes,
-                rows,
-                *self._embed_and_head(modality),
-                sampling,
-                ids,
-                mask.to(self.device),
+            ids = [action.ids for action in actions]
+            return causal.score(
+                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, ids
             )
-        return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
 
     def _embed_and_head(self, modality: Modality):
         if modality == "text":

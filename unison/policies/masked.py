@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unison.policies import causal, tokens
-from unison.types import RelaxedCanvas, Sampling
+from unison.types import RelaxedCanvas, Sampling, Scored
 
 GIVEN = -1  # the round of a position that was there from the start
 SMALLEST = 1e-20  # below it probabilities and uniform numbers are lifted before their logarithm is taken, as upstream
@@ -389,6 +390,24 @@ def some_rounds(order: Tensor, mask: Tensor, count: int, seed: int) -> tuple[Ten
         taken = run[torch.randint(len(run), (1,), generator=generator)]
         weights[mask & (order == taken)] = len(run)
     return weights > 0, weights
+
+
+def thinned(whole: Scored, order: Tensor, drawn: Tensor, rounds: int, seed: int) -> Scored:
+    """What is scored of a drawing in `rounds` of its rounds, or with 0 in all.
+
+    Args:
+        order: [N] the round of each decision.
+        drawn: what was drawn, which decides with the seed which rounds they are (`own_seed`).
+    """
+    if not rounds:
+        return whole
+    wanted, weight = some_rounds(order, whole.action.mask, rounds, own_seed(drawn, seed))
+    return replace(whole, action=replace(whole.action, mask=wanted), weight=weight)
+
+
+def own_seed(drawn: Tensor, seed: int) -> int:
+    """A seed of a drawing's own, whatever batch it is in."""
+    return zlib.crc32(drawn.numpy().tobytes(), seed)
 
 
 def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:

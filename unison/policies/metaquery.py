@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
@@ -169,14 +168,10 @@ class MetaQuery(Policy):
     def _score_replies(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
-        ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
-        mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
         with self.autocast():
             prefixes, places, rows = self._questions(contexts)
-            logp = causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, mask.to(self.device), positions=places
-            )
-        return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
+            ids = [action.ids for action in actions]
+            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places)
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] and positions [3, S] of every distinct context, and which each row continues."""
@@ -474,14 +469,9 @@ def _hidden_from(sampling: Sampling) -> Hides:
 # -- small helps -----------------------------------------------------------------------------------------------------
 
 
-def _thin_path(scored: Scored, steps: int, seed: int) -> Scored:
-    """What is scored of a denoising path: some of its steps, or with 0 all."""
-    path = latents_of(scored.action)
-    if not steps:
-        return scored
-    own = zlib.crc32(path.path[-1].numpy().tobytes(), seed)
-    wanted, weight = masked.some_rounds(torch.arange(len(path)), path.mask, steps, own)
-    return replace(scored, action=replace(path, mask=wanted), weight=weight)
+def _thin_path(whole: Scored, steps: int, seed: int) -> Scored:
+    path = latents_of(whole.action)
+    return masked.thinned(whole, torch.arange(len(path)), path.path[-1], steps, seed)
 
 
 def latents_of(action: Action) -> Latents:

@@ -18,7 +18,6 @@ resizing and the painting by straight-through rounding. Contexts are laid out so
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -130,14 +128,10 @@ class ShowO(Policy):
     def _score_replies(
         self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
-        ids = pad_sequence([action.ids for action in actions], batch_first=True).to(self.device)
-        mask = pad_sequence([torch.ones(len(action), dtype=torch.bool) for action in actions], batch_first=True)
         with self.autocast():
             prefixes, seen, rows = self._questions(contexts)
-            logp = causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, mask.to(self.device), open_to_all=seen
-            )
-        return [row[: len(action)] for row, action in zip(logp, actions, strict=True)]
+            ids = [action.ids for action in actions]
+            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen)
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] of every distinct question, whom everyone sees in it [S], and which each row continues."""
@@ -314,7 +308,7 @@ class ShowO(Policy):
 
     def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
         whole = super().thin(actions, optim, seed)
-        return [_thin_drawing(tokens_of(s.action), optim, seed) if s.action.modality == "image" else s for s in whole]
+        return [_thin_drawing(s, optim, seed) if s.action.modality == "image" else s for s in whole]
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -407,14 +401,12 @@ class ShowO(Policy):
         return [i for i in reply.ids.tolist() if i != self.layout.eot]
 
 
-def _thin_drawing(drawing: Tokens, optim: OptimConfig, seed: int) -> Scored:
-    own = zlib.crc32(drawing.ids.numpy().tobytes(), seed)
+def _thin_drawing(whole: Scored, optim: OptimConfig, seed: int) -> Scored:
+    drawing = tokens_of(whole.action)
     if optim.scoring == "rounds":
-        rounds = optim.scored_rounds or len(drawing)
-        wanted, weight = masked.some_rounds(drawing.order, drawing.mask, rounds, own)
-        return Scored(replace(drawing, mask=wanted), weight, drawing.logp)
+        return masked.thinned(whole, drawing.order, drawing.ids, optim.scored_rounds, seed)
     least = 1.0 if optim.scoring == "whole_canvas" else optim.least_masked
-    order, wanted, weight = masked.one_pass(drawing.mask, least, own)
+    order, wanted, weight = masked.one_pass(drawing.mask, least, masked.own_seed(drawing.ids, seed))
     return Scored(replace(drawing, order=order, mask=wanted), weight, None)
 
 

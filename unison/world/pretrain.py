@@ -346,13 +346,21 @@ def image_tokenizer(
     config: PretrainConfig, build: Callable[[], Any], train: Callable[[Any, ImageTokenizerConfig, Log], None], log: Log
 ) -> dict[str, torch.Tensor]:
     """Weights of the trained image tokenizer, from the folder of an earlier run where it was finished."""
-    finished = config.out / "image_tokenizer.safetensors"
-    if not finished.exists():
+
+    def trained() -> nn.Module:
         torch.manual_seed(config.tokenizer.seed)
         tokenizer = build()
         train(tokenizer, config.tokenizer, log)
-        save_file(tokenizer.state_dict(), finished)
-    return load_file(finished)
+        return tokenizer
+
+    return once(config.out / "image_tokenizer.safetensors", trained)
+
+
+def once(file: Path, trained: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    """Weights of a trained part, from an earlier run where it got this far."""
+    if not file.exists():
+        save_file({name: weight.contiguous() for name, weight in trained().state_dict().items()}, file)
+    return load_file(file)
 
 
 def pretrain_janus(config: PretrainConfig, held_out_items: int = 240) -> Path:
@@ -393,11 +401,14 @@ def teach(policy: Policy, config: PretrainConfig, image: Sampling, held_out_item
     return config.out / "model"
 
 
-def held_out(policy: Policy, image: Sampling, items: int) -> dict[str, object]:
-    """Figures of the model on held-out items, drawings sampled as given."""
+def held_out(policy: Policy, image: Sampling | None, items: int) -> dict[str, object]:
+    """Figures of the model on held-out items, drawings sampled as given; of answers alone without."""
     suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=items)
-    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=image)
-    result = evaluate(policy, [suite[i] for i in range(items)], scenario, EvalConfig(items=items))
+    asked = [suite[i] for i in range(items)]
+    if image is None:
+        asked = [dataclasses.replace(item, prompt=None) for item in asked]
+    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=image or Sampling())
+    result = evaluate(policy, asked, scenario, EvalConfig(items=items))
     return {name: str(estimate) for name, estimate in result.figures().items()}
 
 

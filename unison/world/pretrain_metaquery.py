@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,11 @@ from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from einops import rearrange
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
-from unison.data import WorldItems
-from unison.evaluate import evaluate
+from unison.config import PolicyConfig
 from unison.policies.metaquery import MetaQuery
 from unison.policies.metaquery_net import MetaQueryConfig, MetaQueryNetwork, Parts
 from unison.policies.metaquery_prompt import CHAT_TEMPLATE, see_pixels
@@ -43,6 +40,7 @@ from unison.world.pretrain import (
     answer_pair,
     drawing_pair,
     held_out,
+    once,
     optimise,
     save_small,
     token_mean,
@@ -353,12 +351,14 @@ def repaint(vae: Any, x: Tensor) -> Tensor:
     return vae.decode(vae.encode(x).latent).sample
 
 
-def once(file: Path, part: nn.Module, train: Callable[[], None]) -> None:
+def learn(part: nn.Module, file: Path, train: Callable[[], None]) -> None:
     """Trains a part in place, or takes its weights from an earlier run that got this far."""
-    if not file.exists():
+
+    def trained() -> nn.Module:
         train()
-        save_file({name: weight.contiguous() for name, weight in part.state_dict().items()}, file)
-    part.load_state_dict(load_file(file))
+        return part
+
+    part.load_state_dict(once(file, trained))
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------
@@ -383,13 +383,13 @@ def pretrain_metaquery(config: MetaQueryPretrainConfig, held_out_items: int = 24
 def open_eyes(parts: Parts, config: MetaQueryPretrainConfig, log: Log) -> None:
     """The autoencoder and the vision tower."""
     vae, tower = parts.network.vae, parts.network.qwen.model.visual
-    once(config.out / "autoencoder.safetensors", vae, lambda: train_autoencoder(vae, config.eyes, log))
+    learn(vae, config.out / "autoencoder.safetensors", lambda: train_autoencoder(vae, config.eyes, log))
     measure_scale(vae, config.eyes)
     agreement = judge_agreement(partial(repaint, vae))
     log({"stage": "autoencoder", "judge_agreement": agreement, "scaling_factor": vae.config.scaling_factor})
-    once(
-        config.out / "vision.safetensors",
+    learn(
         tower,
+        config.out / "vision.safetensors",
         lambda: train_tower(tower, parts.image_processor, config.eyes, log),
     )
 
@@ -400,14 +400,14 @@ def teach_to_speak(parts: Parts, config: MetaQueryPretrainConfig, log: Log, item
     rng = random.Random(config.seed)
 
     def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **answered(policy, items), "riddles": solved(policy, items)})
+        log({"stage": "held-out", "step": step, **held_out(policy, None, items), "riddles": solved(policy, items)})
 
     def losses() -> dict[str, Tensor]:
         return speech_losses(policy, config, rng)
 
-    once(
-        config.out / "language.safetensors",
+    learn(
         parts.network.qwen,
+        config.out / "language.safetensors",
         lambda: optimise(policy, config.speech, losses, log, snapshot, "language"),
     )
 
@@ -441,14 +441,6 @@ def as_policy(parts: Parts, frozen: tuple[str, ...]) -> MetaQuery:
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
-
-
-def answered(policy: MetaQuery, count: int) -> dict[str, object]:
-    """Figures of answering held-out questions."""
-    suite = WorldItems("eval", "mixed", scenes.REPLY_FORMAT, seed=0, size=count)
-    items = [replace(suite[i], prompt=None) for i in range(count)]
-    result = evaluate(policy, items, ScenarioConfig(text=Sampling(max_tokens=48)), EvalConfig(items=count))
-    return {name: str(estimate) for name, estimate in result.figures().items()}
 
 
 def solved(policy: MetaQuery, count: int) -> float:
