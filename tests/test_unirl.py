@@ -24,7 +24,7 @@ def test_training_sees_neither_judge_nor_picture(name: str) -> None:
     assert run.evaluation.own_drawings
 
 
-@pytest.mark.parametrize(("model", "drawings"), [("janus", 60 * 96), ("showo", 30 * 128)])
+@pytest.mark.parametrize(("model", "drawings"), [("janus", 60 * 96), ("showo", 20 * 128)])
 def test_the_tiny_variants_of_a_model_draw_equally_often_in_equal_steps(model: str, drawings: int) -> None:
     runs = [RUNS[f"unirl/tiny-{model}-{method}"] for method in SCENARIO_NAMES]
     assert {r.optim.steps * r.optim.items_per_step * r.scenario.group_size for r in runs} == {drawings}

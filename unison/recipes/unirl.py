@@ -74,7 +74,7 @@ def _showo(run: RunConfig) -> RunConfig:
         policy=PolicyConfig("assets/tiny-showo"),
         data=replace(run.data, asked="count"),
         scenario=replace(run.scenario, image=drawn),
-        optim=replace(run.optim, steps=30, items_per_step=drawings, micro_batch_items=drawings // 4, scored_rounds=6),
+        optim=replace(run.optim, steps=20, items_per_step=drawings, micro_batch_items=drawings // 4, scored_rounds=6),
         out=Path(str(run.out).replace("janus", "showo")),
     )
 
