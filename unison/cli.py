@@ -29,6 +29,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison eval <checkpoint> --suite geneval --prompts <file>
+  unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
