@@ -29,6 +29,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison eval <checkpoint> --suite geneval --prompts <file>
+  unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
@@ -268,6 +269,8 @@ def _print_result(result: Result, file: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from unison.suites.common import counted, one_line
+
     console = Console()
     if not console.is_terminal:  # a file is as wide as its lines
         console.width = max(console.width, 160)
@@ -275,7 +278,12 @@ def _print_result(result: Result, file: Path) -> None:
     for name, row in result.rows().items():
         table.add_row(name, *row)
     console.print(table)
-    for line in (*result.notes, ", ".join(f"{name}={value}" for name, value in result.protocol.items())):
+    told = [f"counts: {counted(result.counts)}"] if result.counts else []
+    for line in (
+        *told,
+        *result.notes,
+        ", ".join(f"{name}={one_line(value)}" for name, value in result.protocol.items()),
+    ):
         console.print(line, highlight=False, markup=False)
     console.print(f"{file} and {file.with_suffix('.md').name} hold the figures", highlight=False, markup=False)
 
