@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unison.endpoint import TOKEN, Endpoint, EndpointError, Message
+from unison.client import ClientError
+from unison.endpoint import TOKEN, Endpoint, Message
 
 Serve = Callable[..., str]
 
@@ -113,7 +114,7 @@ def test_a_failure_that_may_pass_is_tried_again(failure: tuple[int, Any], serve_
 def test_attempts_are_bounded_and_the_error_says_what_happened(serve_chat: Serve) -> None:
     endpoint = quick(serve_chat(lambda asked, headers: (500, "out of memory")), attempts=3)
     with pytest.raises(
-        EndpointError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"
+        ClientError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"
     ):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 3
@@ -121,7 +122,7 @@ def test_attempts_are_bounded_and_the_error_says_what_happened(serve_chat: Serve
 
 def test_a_request_that_the_server_refuses_is_not_repeated(serve_chat: Serve) -> None:
     endpoint = quick(serve_chat(lambda asked, headers: (400, {"error": "too long"})))
-    with pytest.raises(EndpointError, match=r"answered 400: .*too long.*see what the server says"):
+    with pytest.raises(ClientError, match=r"answered 400: .*too long.*see what the server says"):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 1
 
@@ -132,7 +133,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(serve_chat: Serve) ->
         return says("late")
 
     endpoint, start = quick(serve_chat(sleep), timeout=0.05, attempts=2), time.perf_counter()
-    with pytest.raises(EndpointError, match=r"gave no answer in 0.05 s; is the server overloaded"):
+    with pytest.raises(ClientError, match=r"gave no answer in 0.05 s; is the server overloaded"):
         ask(endpoint, "a")
     assert time.perf_counter() - start < 0.9
     assert endpoint.counts["attempts"] == 2
@@ -142,18 +143,18 @@ def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(EndpointError, match=rf"http://127.0.0.1:{port}/v1 .*cannot be reached .*start the server"):
+    with pytest.raises(ClientError, match=rf"http://127.0.0.1:{port}/v1 .*cannot be reached .*start the server"):
         quick(f"http://127.0.0.1:{port}/v1#m").check()
 
 
 def test_a_path_without_chat_completions_is_named_with_the_remedy(serve_chat: Serve) -> None:
-    with pytest.raises(EndpointError, match=r"answered 404: .*does the URL end where /chat/completions follows"):
+    with pytest.raises(ClientError, match=r"answered 404: .*does the URL end where /chat/completions follows"):
         quick(serve_chat(echo).replace("/v1", "")).check()
 
 
 @pytest.mark.parametrize("address", ["http://host:1/v1", "host:1/v1#m", "ftp://host#m", "http://#m", "http://h:x#m"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(EndpointError, match=r"is no endpoint: write http://host:port/v1#model"):
+    with pytest.raises(ClientError, match=r"is no endpoint: write http://host:port/v1#model"):
         Endpoint.parse(address)
 
 
@@ -183,14 +184,14 @@ def test_a_wrong_token_is_an_error_that_names_the_variable_and_not_the_token(
 ) -> None:
     monkeypatch.setenv(TOKEN, token)
     endpoint = quick(serve_chat(guarded))
-    with pytest.raises(EndpointError, match=f"answered 401: .*environment variable {TOKEN}") as caught:
+    with pytest.raises(ClientError, match=f"answered 401: .*environment variable {TOKEN}") as caught:
         endpoint.check()
     assert "wrong-token" not in str(caught.value)
     assert endpoint.counts["attempts"] == 1
 
 
 def test_a_token_in_the_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(EndpointError, match=f"put it into the environment variable {TOKEN}") as caught:
+    with pytest.raises(ClientError, match=f"put it into the environment variable {TOKEN}") as caught:
         Endpoint.parse("http://user:secret@host/v1#m")
     assert "secret@" not in str(caught.value)
 
