@@ -113,9 +113,7 @@ def test_a_failure_that_may_pass_is_tried_again(failure: tuple[int, Any], serve_
 
 def test_attempts_are_bounded_and_the_error_says_what_happened(serve_chat: Serve) -> None:
     endpoint = quick(serve_chat(lambda asked, headers: (500, "out of memory")), attempts=3)
-    with pytest.raises(
-        ClientError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"
-    ):
+    with pytest.raises(ClientError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 3
 

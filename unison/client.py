@@ -139,8 +139,9 @@ class Client:
         status = response.status_code
         again = (status in (408, 425, 429) or status >= 500) and status not in self.final
         asked = response.headers.get("retry-after", "")
+        pause = float(asked) if asked.isdigit() else 0.0
         said = " ".join(self.without_token(response.text[: 10 * EXCERPT]).split())[:EXCERPT]
-        return Failure(f"answered {status}: {said}", self._remedy(status), again, float(asked) if asked.isdigit() else 0)
+        return Failure(f"answered {status}: {said}", self._remedy(status), again, pause)
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
@@ -175,7 +176,7 @@ def is_url(url: str) -> bool:
     """Whether it is a URL of http or https with a host."""
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(parts.port or 1)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, brackets that are no address
         return False
 

@@ -5,9 +5,9 @@
     POST /<reward>   trajectories in JSON (`unison.rewards.wire`) -> {"values": [0.5, null, ...]}
 
 What waits for a reward is judged together, first come first served, in the one thread of a worker that judges. Nobody
-waits for a batch to fill: it is what has come while the last one was judged. Errors are `{"detail": "..."}` with 400 for
-what cannot be read, 401 for the token, 404 for the name, 413 for the size, 500 with the reward's name where it raised,
-and 503 with Retry-After where too many wait.
+waits for a batch to fill: it is what has come while the last one was judged. Errors are `{"detail": "..."}` with 400
+for what cannot be read, 401 for the token, 404 for the name, 413 for the size, 500 with the reward's name where it
+raised, and 503 with Retry-After where too many wait.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import hmac
 import json
 import logging
 import math
+import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import TypeAlias
 
 import torch
@@ -240,8 +243,8 @@ def load(specs: Sequence[str]) -> dict[str, RewardFn]:
     for name in names:
         if name in READ_POLICY:
             raise ValueError(
-                f"serve-reward {name}: it reads the policy that is trained, its hidden states or its captions, which no "
-                f"server has; give it to the run itself: --rewards.{name.replace('_', '-')} 1"
+                f"serve-reward {name}: it reads the policy that is trained, its hidden states or its captions, which "
+                f"no server has; give it to the run itself: --rewards.{name.replace('_', '-')} 1"
             )
         if name == REMOTE:
             raise ValueError(f"serve-reward {name}: another server has it; give its address to the run itself")
@@ -277,5 +280,13 @@ def serve(specs: Sequence[str], config: ServeConfig, host: str, port: int, worke
 def worker() -> FastAPI:
     """One worker's application, of what `serve` was asked for."""
     specs, config, workers = json.loads(os.environ[WORK])
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     return build(load(specs), ServeConfig(**config))
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A first process that is killed leaves no workers that hold the port."""
+    parent.join()
+    os._exit(1)

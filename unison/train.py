@@ -125,9 +125,7 @@ class Trainer:
         """Sets the rewards; where one fails, the run can be resumed from before this step."""
         config, rewards = self.config, self.ahead.finish()
         try:
-            return score(
-                trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser
-            )
+            return score(trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser)
         except (ValueError, RuntimeError):
             if self.accelerator.num_processes == 1:  # saving is a joint act, and the others do not know
                 self.step -= 1

@@ -1,7 +1,8 @@
 """Judging what is finished of a rollout while the rest is sampled.
 
-Only what other machines judge: here it is nothing but waiting, and the values are what they would have been afterwards. A
-reward that is computed here would take cores and memory from sampling, and one that reads the policy must have it alone.
+Only what other machines judge: here it is nothing but waiting, and the values are what they would have been afterwards.
+A reward that is computed here would take cores and memory from sampling, and one that reads the policy must have it
+alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rewards that a server judges (`unison serve-reward`): asked at `http://host:port/<reward>`.
 
 A GET there says that the server, the reward and the token are right, and what a request may hold; a POST judges. A
-server that is away or busy is waited for, up to `patience`; what it cannot judge is None, and a reward that raises there
-raises here. Values are those of the reward itself: pictures travel without loss.
+server that is away or busy is waited for, up to `patience`; what it cannot judge is None, and a reward that raises
+there raises here. Values are those of the reward itself: pictures travel without loss.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class RemoteReward(Client):
             ClientError: the server stayed away, or refused.
         """
         parts = list(self._parts(trajectories))
-        return [value for values in self.pool.map(self._judge, parts) for value in values]
+        return [value for values in self.pool.map(self.request, parts) for value in values]
 
     def _parts(self, trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
         """Neighbours that fit into one request."""
@@ -111,7 +111,8 @@ class RemoteReward(Client):
         if part:
             yield part
 
-    def _judge(self, part: Sequence[Trajectory]) -> tuple[float | None, ...]:
+    def request(self, part: Sequence[Trajectory]) -> tuple[float | None, ...]:
+        """The values of what fits into one request."""
         body = wire.write(part)
         headers = {"Content-Type": "application/json"}
 
