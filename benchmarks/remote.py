@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import tyro
 from PIL import Image
 
@@ -27,8 +28,15 @@ from unison.config import RemoteConfig
 from unison.rewards.remote import RemoteReward
 from unison.types import Item, Trajectory
 
-HEADER = "| a request | requests/s, median [min, max] of a second | trajectories/s | latency, median | 99% |"
-HEADER += "\n|---|---|---|---|---|"
+COLUMNS = (
+    "a request",
+    "requests/s, median [min, max] of a second",
+    "trajectories/s",
+    "latency, median",
+    "99%",
+    "computing, server + client",
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 REPLY = "<think> one square </think><answer> red </answer>"
 
 
@@ -68,18 +76,20 @@ class Measured(NamedTuple):
     """Finished in each whole second."""
     latencies: list[float]
     """Seconds of each."""
+    computing: tuple[float, float]
+    """Seconds that server and client computed for each, wherever the rest of the time went."""
 
 
 @contextmanager
-def server(workers: int) -> Iterator[str]:
-    """A server of `format` in processes of its own; its address."""
+def server(workers: int) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of `format` in processes of its own; its address, and the first process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["serve-reward", "format", "--port", str(port), "--workers", str(workers)]
     process = subprocess.Popen([sys.executable, "-m", "unison", *words], stdout=subprocess.DEVNULL)
     try:
-        yield f"http://127.0.0.1:{port}/format"
+        yield f"http://127.0.0.1:{port}/format", psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -96,7 +106,7 @@ def connect(address: str, options: Options) -> RemoteReward:
     raise RuntimeError(f"no server at {address} after minutes")
 
 
-def measure(reward: RemoteReward, load: Load, seconds: int) -> Measured:
+def measure(reward: RemoteReward, process: psutil.Process, load: Load, seconds: int) -> Measured:
     """Keeps all connections busy for the seconds."""
     rows, begun = trajectories(load), time.perf_counter()
     finished: list[float] = []
@@ -109,8 +119,16 @@ def measure(reward: RemoteReward, load: Load, seconds: int) -> Measured:
             finished.append(time.perf_counter() - begun)
             latencies.append(time.perf_counter() - start)
 
+    server, client = computed(process), time.process_time()
     list(reward.pool.map(ask, range(reward.workers)))
-    return Measured([sum(s <= t < s + 1 for t in finished) for s in range(seconds)], latencies)
+    spent = ((computed(process) - server) / len(finished), (time.process_time() - client) / len(finished))
+    return Measured([sum(s <= t < s + 1 for t in finished) for s in range(seconds)], latencies, spent)
+
+
+def computed(process: psutil.Process) -> float:
+    """Seconds of computing by the process and those that it started."""
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 def trajectories(load: Load) -> list[Trajectory]:
@@ -127,7 +145,8 @@ def row(load: Load, measured: Measured) -> str:
     median, late = (1000 * times[round(share * (len(times) - 1))] for share in (0.5, 0.99))
     rate = statistics.median(rates)
     told = f"**{rate:.0f}** [{min(rates)}, {max(rates)}] | {rate * load.trajectories:.0f}"
-    return f"| {load} | {told} | {median:.0f} ms | {late:.0f} ms |"
+    there, here = (1000 * seconds for seconds in measured.computing)
+    return f"| {load} | {told} | {median:.0f} ms | {late:.0f} ms | {there:.2f} + {here:.2f} ms |"
 
 
 def main(options: Options) -> None:
@@ -135,11 +154,11 @@ def main(options: Options) -> None:
     seconds = 1 if options.quick else options.seconds
     print(HEADER, flush=True)
     lines = []
-    with server(options.workers) as address:
+    with server(options.workers) as (address, process):
         reward = connect(address, options)
         reward(trajectories(LOADS[0]), None)
         for load in LOADS:
-            lines.append(row(load, measure(reward, load, seconds)))
+            lines.append(row(load, measure(reward, process, load, seconds)))
             print(lines[-1], flush=True)
     how = f"{seconds} seconds of each, {options.connections} requests at a time, {options.workers} worker(s)"
     told = circumstances("benchmarks.remote", how, "reward `format`, client and server on the same cores")

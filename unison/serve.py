@@ -44,6 +44,7 @@ from unison.types import RewardFn, Trajectory
 
 WORK = "UNISON_SERVE"  # how the first process tells the workers what to serve
 DRAINED = 2**28  # bytes that are read of a request that is refused: a client that still writes does not listen
+SMALL = 2**16  # bytes of a request that are read sooner than a thread is found for them
 IDLE = 75  # seconds for which idle connections are kept: longer than clients do, so that they are the ones to close
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 logger = logging.getLogger(__name__)
@@ -223,7 +224,7 @@ async def _trajectories(body: bytes | None, most: int) -> list[Trajectory]:
     if body is None:
         raise HTTPException(413, f"the request has more than {most:,} bytes, the most that is read")
     try:
-        return await asyncio.to_thread(wire.read, body)
+        return wire.read(body) if len(body) < SMALL else await asyncio.to_thread(wire.read, body)
     except wire.WireError as error:
         raise HTTPException(400, str(error)) from None
 
