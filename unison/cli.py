@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, merge, join, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, join, pretrain, serve-reward, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from unison.config import Chain, JoinConfig, RunConfig, from_json
+from unison.config import Chain, JoinConfig, RunConfig, ServeConfig, from_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -37,6 +37,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
   unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
                                                bundled yet, too)
+  unison serve-reward <reward> ...             judge for runs elsewhere: --rewards.remote:http://host:port/<reward> 1
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -432,6 +433,31 @@ def pretrain(words: Sequence[str]) -> None:
     print(run(tyro.cli(type(default), args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)))
 
 
+@dataclass(frozen=True)
+class ServeArgs:
+    """Serve rewards over HTTP. The bearer token that clients must have is read from UNISON_REWARD_TOKEN."""
+
+    rewards: tyro.conf.Positional[tuple[str, ...]]
+    """Rewards by name, with a checkpoint after a colon where it is not the default."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 takes all, which needs a token."""
+    port: int = 8000
+    """Port to listen on."""
+    workers: int = 1
+    """Processes, each with models of its own."""
+    limits: Annotated[ServeConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ServeConfig)
+
+
+def serve_reward(words: Sequence[str]) -> None:
+    """`serve-reward <reward> <reward> ...`"""
+    args = tyro.cli(ServeArgs, args=list(words), prog="unison serve-reward")
+    try:
+        from unison.serve import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve-reward needs {error.name}, not installed: pip install 'unison[serve]'") from error
+    serve(args.rewards, args.limits, args.host, args.port, args.workers)
+
+
 def recipes(words: Sequence[str]) -> None:
     """`recipes`"""
     from rich.console import Console
@@ -447,7 +473,7 @@ def recipes(words: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     console.print("scenarios: " + "; ".join(f"{name} ({s.summary})" for name, s in SCENARIOS.items()))
-    console.print(f"rewards: {', '.join(REWARDS)}")
+    console.print(f"rewards: {', '.join(REWARDS)}; any of them on a server: remote:http://host:port/<reward>")
 
 
 def report(words: Sequence[str]) -> None:
@@ -491,6 +517,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": merge,
     "join": join,
     "pretrain": pretrain,
+    "serve-reward": serve_reward,
     "recipes": recipes,
     "report": report,
     "export": export,

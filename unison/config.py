@@ -256,6 +256,32 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class RemoteConfig:
+    """How rewards on servers are asked, `remote:http://host:port/<reward>`."""
+
+    timeout: float = 120.0
+    """Seconds for one request."""
+    patience: float = 900.0
+    """Seconds for which a request is repeated while the server is away or busy, before the reward fails."""
+    requests: int = 16
+    """Requests of a process at a time."""
+    rows: int = 16
+    """Most trajectories of a request."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What a reward server takes on."""
+
+    batch: int = 64
+    """Most trajectories judged in one call, of as many requests as wait."""
+    queue: int = 128
+    """Requests that one worker holds; more are told to come back (503, with Retry-After)."""
+    megabytes: int = 64
+    """Largest request."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. `unison recipes` lists the functions that return one."""
 
@@ -265,7 +291,9 @@ class RunConfig:
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by name; `name:checkpoint` gives it another model than its default."""
+    """Weight of each reward by name; `name:checkpoint` gives it another model than its default, and
+    `remote:http://host:port/name` is one that `unison serve-reward` serves."""
+    remote: RemoteConfig = RemoteConfig()
     reward_normalisation: Literal["none", "group", "running"] = "none"
     """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
@@ -363,6 +391,10 @@ def check(config: RunConfig) -> None:
     _check_denoising(config.scenario)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         check_sampling(sampling, f"scenario.{name}.")
+    for name in ("timeout", "patience"):
+        _require(getattr(config.remote, name) > 0, f"remote.{name}", getattr(config.remote, name), "above 0")
+    for name in ("requests", "rows"):
+        _require(getattr(config.remote, name) >= 1, f"remote.{name}", getattr(config.remote, name), "at least 1")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 

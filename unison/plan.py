@@ -34,7 +34,7 @@ def dry_run(config: RunConfig) -> None:
     """
     console = Console()
     scenario = scenarios.find(config.scenario.name)
-    load_rewards([*config.rewards, *config.evaluation.rewards])
+    load_rewards([*config.rewards, *config.evaluation.rewards], config.remote)
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
         f"{config.optim.items_per_step} items x {config.scenario.group_size} trajectories a step, "

@@ -28,6 +28,7 @@ from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.report import write_report
 from unison.rewards import load_rewards, score
+from unison.rewards.ahead import Ahead
 from unison.rewards.normalise import Normaliser
 from unison.rollout import roll_out
 from unison.scenarios.common import Seeds, windowed
@@ -57,7 +58,9 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
-        self.rewards, self.measures = load_rewards(config.rewards), load_rewards(config.evaluation.rewards)
+        self.rewards = load_rewards(config.rewards, config.remote)
+        self.measures = load_rewards(config.evaluation.rewards, config.remote)
+        self.ahead = Ahead(self.rewards)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -95,14 +98,7 @@ class Trainer:
                 with self.clock("rollout"):
                     trajectories = self.roll_out()
                 with self.clock("reward"):
-                    reward_metrics = score(
-                        trajectories,
-                        self.rewards,
-                        config.rewards,
-                        self.policy,
-                        config.abstain_on_error,
-                        self.normaliser,
-                    )
+                    reward_metrics = self.score(trajectories)
                 rewards = [trajectory.reward for trajectory in trajectories]
                 advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
                 with self.clock("update"):
@@ -122,9 +118,19 @@ class Trainer:
         items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
         seeds = Seeds(config.seed, self.step)
         scenario = windowed(config.scenario, seeds)
-        return roll_out(
-            self.policy, self.scenario, items, scenario, seeds, chunk=config.optim.rollout_items or len(items)
-        )
+        chunk = config.optim.rollout_items or len(items)
+        return roll_out(self.policy, self.scenario, items, scenario, seeds, chunk, self.ahead.begin)
+
+    def score(self, trajectories: Sequence[Trajectory]) -> Metrics:
+        """Sets the rewards; where one fails, the run can be resumed from before this step."""
+        config, rewards = self.config, self.ahead.finish()
+        try:
+            return score(trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser)
+        except (ValueError, RuntimeError):
+            if self.accelerator.num_processes == 1:  # saving is a joint act, and the others do not know
+                self.step -= 1
+                self.save()
+            raise
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
         """The optimiser steps of one rollout; groups stay whole."""
