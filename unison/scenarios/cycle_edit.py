@@ -21,9 +21,7 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     edits = policy.draw(contexts, config.image, seeds.of(items, group, "edit"))
     edited = [
         Trajectory(item, (Turn(context, edit),), images=(image,))
-        for item, context, edit, image in zip(
-            repeat(items, group), contexts, edits, policy.decode(edits), strict=True
-        )
+        for item, context, edit, image in zip(repeat(items, group), contexts, edits, policy.decode(edits), strict=True)
     ]
     back = [Context((t.turns[0].action, t.item.reverse or "")) for t in edited]
     return then_draw(policy, edited, back, config, seeds.of(items, group, "reverse"))
