@@ -14,13 +14,14 @@ from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import StreamItems, TableItems, open_items
 from unison.policies import family_of, locate
+from unison.policies.diffusion import at_once
 from unison.policies.masked import POSITIONS_PER_CHUNK
 from unison.policies.tokens import LOGITS_PER_CHUNK
 from unison.rewards import load_rewards
 from unison.rows import COLUMNS
 
 if TYPE_CHECKING:
-    from unison.policies.shapes import Sizes
+    from unison.policies.shapes import Denoising, Sizes
 
 GIB = 2**30
 FLOAT = {"float32": 4, "bfloat16": 2}
@@ -79,7 +80,7 @@ def sizes_of(config: PolicyConfig) -> Sizes:
 
     if config.path in PUBLISHED:
         return PUBLISHED[config.path].sizes()
-    folder = Path(locate(config.path))
+    folder = Path(locate(config.path)).expanduser()
     if not folder.is_dir():
         raise ValueError(
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
@@ -110,6 +111,7 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
         "keys and values of a rollout": _cache_size(config, model),
         "activations of a micro-batch": _activation_size(config, model),
         "drawings differentiated through": _relaxed_size(config, model),
+        "drawings in the autoencoder": _painted_size(config, model),
     }
     return sizes | {"sum": sum(sizes.values())}
 
@@ -160,7 +162,7 @@ def _cache_size(config: RunConfig, model: Sizes) -> float:
     """Keys and values of what is rolled out at once: of drawings token by token, or of replies about drawings where
     drawing keeps those of prompts alone."""
     rows = _trajectories(config, config.optim.rollout_items or config.optim.items_per_step)
-    if model.masked:
+    if model.masked or model.denoising:
         positions = rows * _answering(config, model)
     else:
         positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
@@ -169,11 +171,47 @@ def _cache_size(config: RunConfig, model: Sizes) -> float:
 
 def _activation_size(config: RunConfig, model: Sizes) -> float:
     rows = _trajectories(config, config.optim.micro_batch_items)
+    if model.denoising:
+        return max(_replies_size(config, model, rows), _denoised_size(config, model, model.denoising, rows))
     if model.masked:
         positions = max(_canvas_positions(config, model, rows), rows * _answering(config, model))
     else:
         positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
     return float(positions * model.layers * model.kept * FLOAT[config.policy.compute_dtype])
+
+
+def _replies_size(config: RunConfig, model: Sizes, rows: int) -> float:
+    """Bytes that scoring replies keeps; none where no reply is scored."""
+    if "write" not in scenarios.find(config.scenario.name).verbs:
+        return 0.0
+    return float(rows * _answering(config, model) * model.layers * model.kept * FLOAT[config.policy.compute_dtype])
+
+
+def _denoised_size(config: RunConfig, model: Sizes, expert: Denoising, rows: int) -> float:
+    """Bytes that scoring drawings by denoising keeps: what the language model and the connector say to each branch of
+    guidance, once for siblings that share a prompt, and the states of one pass."""
+    verbs = scenarios.find(config.scenario.name).verbs
+    if "draw" not in verbs and "edit" not in verbs:
+        return 0.0
+    image, optim = config.scenario.image, config.optim
+    prompts = min(optim.micro_batch_items, optim.items_per_step) if config.scenario.name == "t2i" else rows
+    source = expert.source_tokens if "edit" in verbs else 0
+    thought = config.scenario.text.max_tokens if "write" in verbs else 0
+    branches = _branches(image.scores_guided) + ("edit" in verbs and image.source_guidance != 1)
+    read = (PROMPT + thought + source + expert.queries) * model.layers * model.kept
+    steps = len(image.noisy_steps) or min(optim.scored_rounds or image.steps, image.steps)
+    states = min(rows * steps, config.policy.states_per_pass or rows * steps)
+    kept = prompts * (read + expert.connected) + states * expert.state
+    return float(branches * kept * FLOAT[config.policy.compute_dtype])
+
+
+def _painted_size(config: RunConfig, model: Sizes) -> float:
+    """Bytes of the widest layers of an autoencoder, in float32, for the drawings that it paints at once."""
+    if model.denoising is None:
+        return 0.0
+    rows = _trajectories(config, config.optim.rollout_items or config.optim.items_per_step)
+    count = min(rows, at_once(model.denoising.pixels))
+    return float(count * model.denoising.pixels * model.denoising.pixel * FLOAT["float32"])
 
 
 def _canvas_positions(config: RunConfig, model: Sizes, rows: int) -> int:
