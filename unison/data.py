@@ -349,7 +349,8 @@ def _load_files(files: list[Path], streaming: bool) -> Any:
 
 
 def _load_hub(source: str, split: Split, streaming: bool) -> Any:
-    """Loads a hub data set through the usual Hugging Face cache, or opens it as a stream.
+    """Loads a hub data set through the usual Hugging Face cache, or opens it as a stream; one of its configurations is
+    named after a colon.
 
     Raises:
         ValueError: it cannot be reached, or has no split of this kind.
@@ -357,10 +358,11 @@ def _load_hub(source: str, split: Split, streaming: bool) -> Any:
     import datasets
 
     try:
-        available = datasets.get_dataset_split_names(source)
+        name = source.split(":", 1)
+        available = datasets.get_dataset_split_names(*name)
         chosen = next((name for name in SPLIT_NAMES[split] if name in available), None)
         if chosen is not None:
-            return datasets.load_dataset(source, split=chosen, streaming=streaming)
+            return datasets.load_dataset(*name, split=chosen, streaming=streaming)
     except OSError as error:  # offline, unknown or private
         raise ValueError(
             f"data.{split} = {source!r} is neither `world` nor `prompts`, nor a local path, nor a hub data set "

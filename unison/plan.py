@@ -154,8 +154,9 @@ def _branches(guided: bool) -> int:
 
 
 def _answering(config: RunConfig, model: Sizes) -> int:
-    """Positions of a question about a drawing and its reply."""
-    return model.image_tokens + PROMPT + config.scenario.text.max_tokens
+    """Positions of a question, about a picture if it may be, and its reply."""
+    seen = model.image_tokens if scenarios.find(config.scenario.name).reads else 0
+    return seen + PROMPT + config.scenario.text.max_tokens
 
 
 def _cache_size(config: RunConfig, model: Sizes) -> float:
@@ -188,21 +189,30 @@ def _replies_size(config: RunConfig, model: Sizes, rows: int) -> float:
 
 
 def _denoised_size(config: RunConfig, model: Sizes, expert: Denoising, rows: int) -> float:
-    """Bytes that scoring drawings by denoising keeps: what the language model and the connector say to each branch of
-    guidance, once for siblings that share a prompt, and the states of one pass."""
+    """Bytes that scoring drawings by denoising keeps: what language model and connector say of each prompt, which
+    siblings share at first and not after turns of their own, and the states of one pass."""
     verbs = scenarios.find(config.scenario.name).verbs
     if "draw" not in verbs and "edit" not in verbs:
         return 0.0
-    image, optim = config.scenario.image, config.optim
-    prompts = min(optim.micro_batch_items, optim.items_per_step) if config.scenario.name == "t2i" else rows
-    source = expert.source_tokens if "edit" in verbs else 0
-    thought = config.scenario.text.max_tokens if "write" in verbs else 0
-    branches = _branches(image.scores_guided) + ("edit" in verbs and image.source_guidance != 1)
-    read = (PROMPT + thought + source + expert.queries) * model.layers * model.kept
-    steps = len(image.noisy_steps) or min(optim.scored_rounds or image.steps, image.steps)
-    states = min(rows * steps, config.policy.states_per_pass or rows * steps)
-    kept = prompts * (read + expert.connected) + states * expert.state
-    return float(branches * kept * FLOAT[config.policy.compute_dtype])
+    guided = config.scenario.image.scores_guided and config.objective.name != "sft"
+    edits, thought = "edit" in verbs, config.scenario.text.max_tokens if "write" in verbs else 0
+    prompts = rows // config.scenario.group_size + (0 if config.scenario.name == "t2i" else rows)
+    # the branch that sees the source alone is each prompt's own; that which sees nothing is there once
+    asked = prompts * (1 + (edits and guided)) + (guided and not edits)
+    read = (PROMPT + thought + edits * expert.source_tokens + expert.queries) * model.layers * model.kept
+    kept = asked * (read + expert.connected) + _states(config, rows, guided, edits) * expert.state
+    return float(kept * FLOAT[config.policy.compute_dtype])
+
+
+def _states(config: RunConfig, rows: int, guided: bool, edits: bool) -> int:
+    """Noisy states, of all branches of guidance, that go through a diffusion transformer in one pass."""
+    image = config.scenario.image
+    if config.objective.name == "sft":  # a given drawing is one state of itself, without guidance
+        return rows * (1 + edits)
+    steps = len(image.noisy_steps) or min(config.optim.scored_rounds or image.steps, image.steps)
+    return min(rows * steps, config.policy.states_per_pass or rows * steps) * (
+        _branches(guided) + (edits and image.source_guidance != 1)
+    )
 
 
 def _painted_size(config: RunConfig, model: Sizes) -> float:

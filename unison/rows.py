@@ -233,9 +233,9 @@ def read_image(value: Any, root: Path) -> Image.Image:
 
 
 def unwrap_answer(text: str) -> str:
-    """The inside of `<answer>..</answer>` where there is such a block."""
+    """The inside of `<answer>..</answer>` where there is such a block, or what follows `####`, as in GSM8K."""
     block = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return block[1].strip() if block else text
+    return block[1].strip() if block else text.rpartition("####")[2].strip()
 
 
 def lettered(question: str, options: Sequence[str]) -> str:

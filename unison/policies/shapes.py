@@ -286,7 +286,7 @@ def metaquery_sizes(config: MetaQueryConfig, qwen: Any, transformer: dict[str, A
     )
 
 
-SANA_KEPT, SANA_KEPT_GATED = 24, 9
+SANA_KEPT, SANA_KEPT_GATED = 25, 8
 """What a block of SANA keeps for a position, in its width and in the width of its gated convolution."""
 
 

@@ -35,6 +35,8 @@ class Scenario:
     summary: str
     held_out: str = "t2i"
     """The scenario by which held-out items are drawn, itself or the one that it is a cold start of."""
+    reads: bool = True
+    """Whether what is written may be about a picture."""
     judged: int = -1
     """Which drawing of a trajectory is its result."""
 
@@ -106,6 +108,7 @@ SCENARIOS = {
         ("prompt",),
         "say what to draw, then draw it, one reward",
         held_out="think_then_draw",
+        reads=False,
     ),
     "reflect": Scenario(
         reflect.rollout,
@@ -120,6 +123,7 @@ SCENARIOS = {
         ("prompt", "image", "reply"),
         "imitate the item's thought and the picture that follows it",
         held_out="think_then_draw",
+        reads=False,
     ),
     "imitate_reflection": Scenario(
         cold_start.reflection,
