@@ -42,7 +42,7 @@ def without_cold_start(chain: Chain) -> Chain:
         ValueError: there is none.
     """
     if COLD_START not in [stage.name for stage in chain]:
-        raise ValueError(f"skip_cold_start: the recipe has no stage {COLD_START!r} to leave out")
+        raise ValueError(f"--skip-cold-start: the recipe has no cold start, a stage named {COLD_START!r}")
     return tuple(
         replace(stage, start="" if stage.start == COLD_START else stage.start)
         for stage in chain
