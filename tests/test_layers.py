@@ -34,7 +34,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     "L2 models, rewards, data": [
         ["client"],
         ["world.judge", "endpoint"],
-        ["policies policies.*", "rewards rewards.*", "data rows prompts wanted"],
+        ["policies policies.*", "rewards rewards.*", "data rows prompts wanted world.items"],
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [

@@ -55,6 +55,8 @@ class TrainArgs:
     """Replace the run folder if it exists."""
     dry_run: bool = False
     """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
+    skip_cold_start: bool = False
+    """Leave out a chain's cold start."""
     skip_bad_rows: bool = False
     """Count and skip data rows that cannot be read (short for --data.skip-bad-rows)."""
     data: tuple[str, ...] = ()
@@ -115,6 +117,8 @@ def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
 
 
 def _train_run(args: TrainArgs) -> None:
+    if args.skip_cold_start:
+        raise ValueError(f"--skip-cold-start: {args.run.recipe} is one run, without a cold start")
     if args.dry_run:
         from unison.plan import dry_run
 
@@ -129,6 +133,13 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
 
     names = [stage.name for stage in stages]
     parsed = [_parse(dataclasses.replace(s.config, out=out), words, s.name, names) for s in stages]
+    if parsed[0].skip_cold_start:
+        stages = chain.without_cold_start(stages)
+        parsed = [
+            dataclasses.replace(args, skip_cold_start=False)
+            for args, name in zip(parsed, names, strict=True)
+            if name != chain.COLD_START
+        ]
     if parsed[0].dry_run:
         for stage, args in zip(stages, parsed, strict=True):
             print(f"stage {stage.name}")

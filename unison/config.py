@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
+WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    world: WorldKind = "scenes"
+    """What the world's items are: scenes to draw and to answer about, edits of pictures, riddles to draw, pictures to
+    judge and to correct, puzzles in words, or questions about pictures that take several steps."""
     asked: Literal["task", "count"] = "task"
     """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""

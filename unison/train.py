@@ -177,7 +177,8 @@ class Trainer:
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
                     loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
-                    self.accelerator.backward(loss)
+                    if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
+                        self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             metrics |= {f"{modality}/{name}": value for name, value in _means(self._global_sums(sums)).items()}

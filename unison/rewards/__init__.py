@@ -31,6 +31,12 @@ REWARDS = {
     "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "world_first": "unison.rewards.image:world_first",
+    "world_first_strict": "unison.rewards.image:world_first_strict",
+    "world_cycle": "unison.rewards.image:world_cycle",
+    "world_clean": "unison.rewards.image:world_clean",
+    "verdict_right": "unison.rewards.reflection:verdict_right",
+    "improvement": "unison.rewards.reflection:improvement",
     "world_thought": "unison.rewards.thought:world_thought",
     "world_tuples": "unison.rewards.tuples:world_tuples",
     "matching": "unison.rewards.matching:matching",
@@ -57,6 +63,8 @@ REWARDS = {
     "ocr": "unison.rewards.ocr:ocr",
     "geneval": "unison.rewards.geneval:geneval",
     "geneval_strict": "unison.rewards.geneval:geneval_strict",
+    "geneval_verdict": "unison.rewards.reflection:geneval_verdict",
+    "geneval_improvement": "unison.rewards.reflection:geneval_improvement",
 }
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
 MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
@@ -79,6 +87,8 @@ CHECKPOINTS = {
     "aesthetic": (CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE"),
     "geneval": (MASK2FORMER, CLIP_L),
     "geneval_strict": (MASK2FORMER, CLIP_L),
+    "geneval_verdict": (MASK2FORMER, CLIP_L),
+    "geneval_improvement": (MASK2FORMER, CLIP_L),
 }
 ENDPOINTS = {"llm_judge": 0, "llm_judge_soft": 1}
 """Rewards that may ask an endpoint, and how many log-probabilities it must give."""
