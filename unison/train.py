@@ -41,12 +41,12 @@ MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 @dataclass(frozen=True)
 class Sample:
-    """A turn with its own advantage or its trajectory's, what is scored of its action, and the number of its group."""
+    """A turn with its own advantage or its trajectory's, what is scored of its action, and the id of its item."""
 
     turn: Turn
     advantage: float
     scored: Scored
-    group: int
+    item: str
 
 
 class Trainer:
@@ -153,7 +153,7 @@ class Trainer:
         """The optimiser steps of one rollout; groups stay whole."""
         groups = [
             self._samples(
-                number,
+                item,
                 [
                     (turn, advantage)
                     for row in rows
@@ -161,7 +161,7 @@ class Trainer:
                     for turn in trajectories[row].turns
                 ],
             )
-            for number, rows in enumerate(group_rows(trajectories).values())
+            for item, rows in group_rows(trajectories).items()
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
         groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
@@ -170,11 +170,12 @@ class Trainer:
             self.schedule.step()
         return _averages(rounds)
 
-    def _samples(self, group: int, turns: Sequence[tuple[Turn, float]]) -> list[Sample]:
-        """A group's turns, each with its own advantage or else its trajectory's."""
-        scored = self.policy.thin([turn.action for turn, _ in turns], self.config.optim, self.config.seed + self.step)
+    def _samples(self, item: str, turns: Sequence[tuple[Turn, float]]) -> list[Sample]:
+        """The turns of an item's trajectories, each with its own advantage or else its trajectory's."""
+        seed = Seeds(self.config.seed, self.step).at(f"{item}/score", self.step)
+        scored = self.policy.thin([turn.action for turn, _ in turns], self.config.optim, seed)
         return [
-            Sample(turn, advantage if turn.advantage is None else turn.advantage, s, group)
+            Sample(turn, advantage if turn.advantage is None else turn.advantage, s, item)
             for (turn, advantage), s in zip(turns, scored, strict=True)
         ]
 
@@ -237,7 +238,7 @@ class Trainer:
         if objective.from_reference:
             with self.policy.reference(), torch.no_grad():
                 known = self.policy(contexts, actions)
-        numbers = {group: number for number, group in enumerate(dict.fromkeys(s.group for s in samples))}
+        numbers = {item: number for number, item in enumerate(dict.fromkeys(s.item for s in samples))}
         return TurnBatch(
             logp=logp,
             old_logp=pad_stack([old.to(logp.device) for old in known]),
@@ -245,7 +246,7 @@ class Trainer:
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
             weight=(weight * pad_stack([s.weight for s in scored])).to(logp.device),
-            group=torch.tensor([numbers[s.group] for s in samples], device=logp.device),
+            group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
         )
 
     def _apply(self, informative: bool) -> Metrics:

@@ -72,8 +72,8 @@ class Policy(nn.Module):
         """What an update scores of each action, by `optim.scoring`; by default all of it.
 
         A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
-        weighted sums are unbiased, or a surrogate in a single pass. What is random depends on `seed` and the actions
-        alone, which are those of one group, so that the old, the trained and the reference policy score the same.
+        weighted sums are unbiased, or a surrogate in a single pass. The actions are those of one group, and what is
+        random depends on them and `seed` alone, so that the old, the trained and the reference policy score the same.
         """
         return [Scored(action, action.mask.float(), action.logp, action.mask) for action in actions]
 

@@ -397,7 +397,7 @@ def thinned(whole: Scored, order: Tensor, drawn: Tensor, rounds: int, seed: int)
 
     Args:
         order: [N] the round of each decision.
-        drawn: what was drawn, which decides with the seed which rounds they are (`own_seed`).
+        drawn: what tells the drawing from others, which decides with the seed which rounds they are (`own_seed`).
     """
     if not rounds:
         return whole
@@ -407,7 +407,7 @@ def thinned(whole: Scored, order: Tensor, drawn: Tensor, rounds: int, seed: int)
 
 def own_seed(drawn: Tensor, seed: int) -> int:
     """A seed of a drawing's own, whatever batch it is in."""
-    return zlib.crc32(drawn.numpy().tobytes(), seed)
+    return zlib.crc32(drawn.numpy().tobytes(), seed % 2**32)
 
 
 def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -372,8 +372,11 @@ class MetaQuery(Policy):
     def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
         whole = super().thin(actions, optim, seed)
         if optim.scoring == "noised":
-            whole = _noised_anew(whole, seed)
-        return [_thin_path(s, optim.scored_rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
+            whole = noising.noised_alike(whole, seed)
+        return [
+            _thin_path(s, optim.scored_rounds, seed, row) if isinstance(s.action, Latents) else s
+            for row, s in enumerate(whole)
+        ]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
@@ -472,17 +475,9 @@ def _hidden_from(sampling: Sampling) -> Hides:
 # -- small helps -----------------------------------------------------------------------------------------------------
 
 
-def _noised_anew(whole: Sequence[Scored], seed: int) -> list[Scored]:
-    """Drawings of a group as given ones, all with the same noise, so that what they differ in is not the noise."""
-    paths = [s.action.path[-1] for s in whole if isinstance(s.action, Latents)]
-    own = masked.own_seed(paths[0], seed) if paths else seed
-    given = [noising.noised(s.action, own) if isinstance(s.action, Latents) else None for s in whole]
-    return [s if g is None else Scored(g, torch.ones(len(g)), None, g.mask) for s, g in zip(whole, given, strict=True)]
-
-
-def _thin_path(whole: Scored, steps: int, seed: int) -> Scored:
-    path = latents_of(whole.action)
-    return masked.thinned(whole, torch.arange(len(path)), path.path[-1], steps, seed)
+def _thin_path(whole: Scored, steps: int, seed: int, sibling: int) -> Scored:
+    """Told from its siblings by its number, not by its latent, whose last bits differ from machine to machine."""
+    return masked.thinned(whole, torch.arange(len(whole.action)), torch.tensor(sibling), steps, seed)
 
 
 def latents_of(action: Action) -> Latents:

@@ -20,7 +20,7 @@ from einops import reduce
 from torch import Tensor
 
 from unison.policies.sde import Velocity, in_chunks
-from unison.types import Latents, Sampling
+from unison.types import Latents, Sampling, Scored
 
 
 class States(NamedTuple):
@@ -30,6 +30,16 @@ class States(NamedTuple):
     sigma: Tensor  # [n]
     target: Tensor  # [n, C, h, w] true velocity
     row: Tensor  # [n] whose they are
+
+
+def noised_alike(whole: Sequence[Scored], seed: int) -> list[Scored]:
+    """What is scored of a group: its drawings as given ones, with one noise, so that this is not what differs."""
+    return [_as_given(s.action, seed) if isinstance(s.action, Latents) else s for s in whole]
+
+
+def _as_given(drawing: Latents, seed: int) -> Scored:
+    given = noised(drawing, seed)
+    return Scored(given, torch.ones(len(given)), None, given.mask)
 
 
 def noised(drawing: Latents, seed: int) -> Latents:
