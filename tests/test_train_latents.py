@@ -123,10 +123,10 @@ class Sketcher(Policy):
         if optim.scoring == "noised":
             whole = noising.noised_alike(whole, seed)
         return [
-            masked.thinned(s, torch.arange(len(s.action)), torch.tensor(row), optim.scored_rounds, seed)
+            masked.thinned(s, torch.arange(len(s.action)), s.action.path[0], optim.scored_rounds, seed)
             if isinstance(s.action, Latents)
             else s
-            for row, s in enumerate(whole)
+            for s in whole
         ]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:

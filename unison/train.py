@@ -172,8 +172,7 @@ class Trainer:
 
     def _samples(self, item: str, turns: Sequence[tuple[Turn, float]]) -> list[Sample]:
         """The turns of an item's trajectories, each with its own advantage or else its trajectory's."""
-        seed = Seeds(self.config.seed, self.step).at(f"{item}/score", self.step)
-        scored = self.policy.thin([turn.action for turn, _ in turns], self.config.optim, seed)
+        scored = self.policy.thin([turn.action for turn, _ in turns], self.config.optim, self.config.seed + self.step)
         return [
             Sample(turn, advantage if turn.advantage is None else turn.advantage, s, item)
             for (turn, advantage), s in zip(turns, scored, strict=True)

@@ -407,7 +407,7 @@ def thinned(whole: Scored, order: Tensor, drawn: Tensor, rounds: int, seed: int)
 
 def own_seed(drawn: Tensor, seed: int) -> int:
     """A seed of a drawing's own, whatever batch it is in."""
-    return zlib.crc32(drawn.numpy().tobytes(), seed % 2**32)
+    return zlib.crc32(drawn.numpy().tobytes(), seed)
 
 
 def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -373,10 +373,7 @@ class MetaQuery(Policy):
         whole = super().thin(actions, optim, seed)
         if optim.scoring == "noised":
             whole = noising.noised_alike(whole, seed)
-        return [
-            _thin_path(s, optim.scored_rounds, seed, row) if isinstance(s.action, Latents) else s
-            for row, s in enumerate(whole)
-        ]
+        return [_thin_path(s, optim.scored_rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
@@ -475,9 +472,9 @@ def _hidden_from(sampling: Sampling) -> Hides:
 # -- small helps -----------------------------------------------------------------------------------------------------
 
 
-def _thin_path(whole: Scored, steps: int, seed: int, sibling: int) -> Scored:
-    """Told from its siblings by its number, not by its latent, whose last bits differ from machine to machine."""
-    return masked.thinned(whole, torch.arange(len(whole.action)), torch.tensor(sibling), steps, seed)
+def _thin_path(whole: Scored, steps: int, seed: int) -> Scored:
+    path = latents_of(whole.action)
+    return masked.thinned(whole, torch.arange(len(path)), path.path[0], steps, seed)  # noise, which no rounding reaches
 
 
 def latents_of(action: Action) -> Latents:

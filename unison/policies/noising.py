@@ -12,6 +12,7 @@ weight of the levels, a bound (Diffusion-DPO, arXiv 2311.12908; DiffusionNFT, ar
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,8 +34,13 @@ class States(NamedTuple):
 
 
 def noised_alike(whole: Sequence[Scored], seed: int) -> list[Scored]:
-    """What is scored of a group: its drawings as given ones, with one noise, so that this is not what differs."""
-    return [_as_given(s.action, seed) if isinstance(s.action, Latents) else s for s in whole]
+    """What is scored of a group: its drawings as given ones, with one noise, so that this is not what differs.
+
+    The noise follows from `seed` and the noise that the first drawing started from, which no rounding reaches.
+    """
+    starts = [s.action.path[0] for s in whole if isinstance(s.action, Latents)]
+    own = zlib.crc32(starts[0].numpy().tobytes(), seed) if starts else seed
+    return [_as_given(s.action, own) if isinstance(s.action, Latents) else s for s in whole]
 
 
 def _as_given(drawing: Latents, seed: int) -> Scored:
