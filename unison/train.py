@@ -152,7 +152,7 @@ class Trainer:
             return roll_out(self.policy, self.scenario, items, scenario, seeds, chunk, self.ahead.begin)
 
     def score(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:
-        """Sets the rewards; where one fails, the run can be resumed from before this step, which began at that batch."""
+        """Sets the rewards; where one fails, the run can be resumed from before this step, which `begun` at that batch."""
         config, rewards = self.config, self.ahead.finish()
         try:
             return score(trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser)
