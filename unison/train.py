@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from unison import checkpoint, scenarios
@@ -27,6 +27,7 @@ from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.report import write_report
+from unison.retention import Fall, Retention, falls
 from unison.rewards import load_rewards, score
 from unison.rewards.ahead import Ahead
 from unison.rewards.normalise import Normaliser
@@ -36,6 +37,7 @@ from unison.train_log import RunLog
 from unison.types import Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
+T = TypeVar("T")
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
@@ -61,6 +63,7 @@ class Trainer:
         self.rewards = load_rewards(config.rewards, config.remote)
         self.measures = load_rewards(config.evaluation.rewards, config.remote)
         self.ahead = Ahead(self.rewards)
+        self.retention = Retention(config, WORLD_ITEMS)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -72,6 +75,8 @@ class Trainer:
         )
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
+        for question in self.retention.questions(1)[:1]:
+            scenarios.find("understanding").require(self.policy, question)
         if config.optim.scoring != "rounds":
             self.policy.require("mask drawings anew", f"optim.scoring = {config.optim.scoring!r}")
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
@@ -93,7 +98,7 @@ class Trainer:
             self.evaluate(config.evaluation.items)
             self.save()
         with self.log.progress(self.step):
-            while self.step < config.optim.steps:
+            while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
                 with self.clock("rollout"):
                     trajectories = self.roll_out()
@@ -101,25 +106,43 @@ class Trainer:
                     reward_metrics = self.score(trajectories)
                 rewards = [trajectory.reward for trajectory in trajectories]
                 advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
+                replayed, theirs, replay_metrics = self.replay()
                 with self.clock("update"):
-                    update_metrics = self.update(trajectories, advantages)
-                self.log.step(self.step, reward_metrics, spread, update_metrics, trajectories)
+                    update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
+                self.log.step(self.step, reward_metrics, spread, update_metrics | replay_metrics, trajectories)
                 last = self.step == config.optim.steps
                 if last or (config.evaluation.every and self.step % config.evaluation.every == 0):
                     self.evaluate(config.evaluation.items if last else config.evaluation.during_items)
                 if last or self.step % config.checkpoint_every == 0:
                     self.save()
+        if self.step < config.optim.steps:  # stopped
+            self.evaluate(config.evaluation.items)
+            self.save()
         return self.finish()
 
     def roll_out(self) -> list[Trajectory]:
         """This process's share of the step's items, G trajectories each."""
-        config, processes = self.config, self.accelerator.num_processes
-        indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
-        items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
-        seeds = Seeds(config.seed, self.step)
+        config = self.config
+        indices = self._share(step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed))
+        items, seeds = [self.items[i] for i in indices], Seeds(config.seed, self.step)
         scenario = windowed(config.scenario, seeds)
         chunk = config.optim.rollout_items or len(items)
         return roll_out(self.policy, self.scenario, items, scenario, seeds, chunk, self.ahead.begin)
+
+    def replay(self) -> tuple[list[Trajectory], list[float | None], Metrics]:
+        """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
+        config, questions = self.config, self._share(self.retention.questions(self.step))
+        if not questions:
+            return [], [], {}
+        with self.clock("rollout"):
+            chunk, seeds = config.optim.rollout_items or len(questions), Seeds(config.seed, self.step)
+            answers = roll_out(self.policy, scenarios.find("understanding"), questions, config.scenario, seeds, chunk)
+        with self.clock("reward"):
+            return answers, *self.retention.judge(answers, self.policy)
+
+    def _share(self, things: Sequence[T]) -> Sequence[T]:
+        """This process's share of what a step takes."""
+        return things[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def score(self, trajectories: Sequence[Trajectory]) -> Metrics:
         """Sets the rewards; where one fails, the run can be resumed from before this step."""
@@ -172,8 +195,8 @@ class Trainer:
             total = self._global_totals(totals([s.turn.action for s in samples]))
             if not total.decisions:
                 continue
-            objective = self.config.objective.of(modality)
-            sums: Metrics = {}
+            objective = self._objective(modality)
+            sums, earlier = {}, metrics["loss"]
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
                     loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
@@ -182,12 +205,18 @@ class Trainer:
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             metrics |= {f"{modality}/{name}": value for name, value in _means(self._global_sums(sums)).items()}
+            metrics |= self._global_sums({f"{modality}/loss": metrics["loss"] - earlier})
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         metrics |= self._global_sums({"loss": metrics["loss"]})
         self._sum_gradients()
         informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
         return metrics | self._apply(informative)
+
+    def _objective(self, modality: Modality) -> ObjectiveConfig:
+        """The settings of one modality, with the weight of the KL that the run has come to."""
+        objective = self.config.objective.of(modality)
+        return replace(objective, kl_beta=objective.kl_beta * self.retention.kl_factor)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
         size = self.config.optim.micro_batch_items
@@ -288,7 +317,8 @@ class Trainer:
         with self.clock("evaluation"):
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
             settings = (config.scenario, config.evaluation, self.step, self.run, self.measures)
-            result = evaluate(self.policy, items, *settings)
+            result = evaluate(self.policy, items, *settings, self.retention.probe)
+        self._guard(result)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
@@ -298,9 +328,19 @@ class Trainer:
                 checkpoint.export(self.policy, self.run, "best")
         return result
 
+    def _guard(self, result: Evaluation) -> None:
+        """Reacts where a watched figure has fallen since the first evaluation."""
+        retention = self.retention
+        retention.first = retention.first or result
+        fallen: list[list[Fall]] = [falls(retention.first, result, retention.config)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(fallen)  # what one process does, all do
+        self.log.fallen(self.step, fallen[0], retention.config.on_fall)
+        retention.react(fallen[0])
+
     def save(self) -> None:
         with self.clock("checkpoint"):
-            counters = {"bad_steps": self.bad_steps, "best": self.best}
+            counters = {"bad_steps": self.bad_steps, "best": self.best, "kl_factor": self.retention.kl_factor}
             checkpoint.save_state(self.accelerator, self.run, self.step, counters)
 
     def finish(self) -> Path:
@@ -322,6 +362,8 @@ class Trainer:
     def _resume(self) -> None:
         state = checkpoint.load_state(self.accelerator, self.run)
         self.step, self.bad_steps, self.best = int(state["step"]), int(state["bad_steps"]), state["best"]
+        self.retention.kl_factor = state["kl_factor"]
+        self.retention.first = Evaluation.load(self.run / "eval" / "000000.json")
         if self.accelerator.is_main_process:
             self.log.rewind(self.step)
 
