@@ -25,6 +25,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
 
   unison train <recipe> [--field value ...]    train, evaluate before and after, write a report
   unison train <recipe> --data <path>          the same on your rows: JSONL, Parquet, a folder or a hub id
+  unison train <recipe> --algorithm <name>     the same by another algorithm: dapo, gspo, ...
   unison train --config <run>/config.json      repeat a run
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
@@ -57,6 +58,8 @@ class TrainArgs:
     """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
     skip_cold_start: bool = False
     """Leave out a chain's cold start."""
+    algorithm: str = ""
+    """Train by this algorithm, one of those that `unison recipes` lists: it sets fields of the recipe before you do."""
     skip_bad_rows: bool = False
     """Count and skip data rows that cannot be read (short for --data.skip-bad-rows)."""
     data: tuple[str, ...] = ()
@@ -68,6 +71,7 @@ class TrainArgs:
 def train(words: Sequence[str]) -> None:
     """`train <recipe>`, `train --config <file>` or `train --resume <run>`."""
     from unison import recipes
+    from unison.recipes.algorithms import trained_by
 
     if words and words[0] == "--resume":
         return _resume(words[1:])
@@ -81,9 +85,20 @@ def train(words: Sequence[str]) -> None:
         recipe, rest = recipes.find(recipes.DEFAULT)(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
+    if algorithm := _option(rest, "--algorithm"):
+        recipe = trained_by(recipe, algorithm)
     if isinstance(recipe, RunConfig):
         return _train_run(_parse(recipe, rest))
     return _train_chain(recipe, Path("runs") / words[0].replace("/", "-"), rest)
+
+
+def _option(words: Sequence[str], name: str) -> str:
+    """The value of an option that must be known before the others are read; nothing where it is not given."""
+    for number, word in enumerate(words):
+        option, given, value = word.partition("=")
+        if option == name:
+            return value if given else next(iter(words[number + 1 :]), "")
+    return ""
 
 
 def _parse(default: RunConfig, words: Sequence[str], stage: str = "", stages: Sequence[str] = ()) -> TrainArgs:
@@ -474,15 +489,19 @@ def recipes(words: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unison.recipes import RECIPES, summary
+    from unison.recipes import RECIPES, algorithms, summary
     from unison.rewards import REWARDS
     from unison.scenarios import SCENARIOS
 
     table = Table("recipe", "what it does")
     for name in RECIPES:
         table.add_row(name, summary(name))
+    named = Table("algorithm", "what it does")
+    for name in algorithms.ALGORITHMS:
+        named.add_row(name, algorithms.summary(name))
     console = Console()
     console.print(table)
+    console.print(named)
     console.print("scenarios: " + "; ".join(f"{name} ({s.summary})" for name, s in SCENARIOS.items()))
     console.print(f"rewards: {', '.join(REWARDS)}; any of them on a server: remote:http://host:port/<reward>")
 

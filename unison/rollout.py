@@ -10,7 +10,7 @@ from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds
-from unison.types import Item, Trajectory
+from unison.types import Item, Trajectory, group_rows
 
 
 @torch.no_grad()
@@ -33,3 +33,22 @@ def roll_out(
         finished(rolled)
         trajectories += rolled
     return trajectories
+
+
+# -- dynamic sampling ------------------------------------------------------------------------------------------------
+
+
+def groups_of(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """The siblings of each item."""
+    return [[trajectories[row] for row in rows] for rows in group_rows(trajectories).values()]
+
+
+def tells(group: Sequence[Trajectory]) -> bool:
+    """Whether the rewards of siblings differ, as far as they are known: else their comparison teaches nothing."""
+    return len({t.reward for t in group if t.reward is not None}) > 1
+
+
+def most_telling(groups: Sequence[list[Trajectory]], count: int) -> list[list[Trajectory]]:
+    """At most `count` groups, the first that tell something, then the first others, in their order."""
+    ranked = sorted(range(len(groups)), key=lambda number: not tells(groups[number]))
+    return [groups[number] for number in sorted(ranked[:count])]

@@ -98,6 +98,7 @@ class RunLog:
             "reward/std": spread["std"],
             "reward/abstained": spread["abstained"],
             "groups/constant_share": spread["constant_share"],
+            "groups/discarded": spread["discarded"],
             **{f"reward/{name}": value for name, value in rewards.items()},
             **_lengths(trajectories),
             **update,

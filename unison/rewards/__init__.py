@@ -25,6 +25,7 @@ from unison.types import Metrics, RewardFn, Trajectory, group_rows
 REWARDS = {
     "accuracy": "unison.rewards.text:accuracy",
     "format": "unison.rewards.text:format_",
+    "overlong": "unison.rewards.text:overlong",
     "accuracy_soft": "unison.rewards.text:accuracy_soft",
     "math": "unison.rewards.mathematics:math",
     "llm_judge": "unison.rewards.llm_judge:llm_judge",
