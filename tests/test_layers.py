@@ -40,7 +40,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     "L4 the parts of a run": [
         ["rollout", "checkpoint", "environment", "plan", "merge", "serve"],
         ["evaluate"],
-        ["drift", "suites suites.*"],
+        ["drift", "retention", "suites suites.*"],
         ["report", "train_log", "chain"],
     ],
     "L5 training": [["train", "world.pretrain*"]],

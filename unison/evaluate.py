@@ -40,6 +40,7 @@ FIGURES = {
     "format": "format_ok",
     "own_answer": "own_answer_correct",
     "drift": "drift",
+    "probe": "probe_correct",
 }
 """Figures of an evaluation, and the record's field that each one averages."""
 CONDITIONALS = {
@@ -141,6 +142,7 @@ def evaluate(
     step: int = 0,
     pictures: Path | None = None,
     rewards: Mapping[str, RewardFn] | None = None,
+    probe: Sequence[Item] = (),
 ) -> Evaluation:
     """Draws every item's prompt and answers every item's question, once each, with the run's own sampling; drawings are
     made as the scenario's `held_out` says.
@@ -152,6 +154,7 @@ def evaluate(
         scenario: sampling of text and drawings.
         pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
         rewards: what measures every drawing, with the answer about it where there is one.
+        probe: items of which the questions alone are asked, for a figure of their own.
 
     Raises:
         RuntimeError: a reward failed.
@@ -177,7 +180,17 @@ def evaluate(
                     _keep_pictures(record, item, image, pictures, step)
                 records.append(record)
             progress.advance(task, len(batch))
+    for start in range(0, len(probe), config.batch_size):
+        records += _probe(probe[start : start + config.batch_size], policy, single, seeds)
     return Evaluation(step, records)
+
+
+def _probe(items: Sequence[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> list[Record]:
+    """Records of questions whose answers count for `probe` alone."""
+    asked = [dataclasses.replace(item, id=f"probe-{item.id}", prompt=None) for item in items if _is_asked(item)]
+    told = _roll(SCENARIOS["understanding"], asked, policy, config, seeds)
+    records = [_record(item, None, None, told[item.id], about_own=False) for item in asked]
+    return [r | {"probe_correct": r["answer_correct"], "answer_correct": None, "format_ok": None} for r in records]
 
 
 def _asked(items: Sequence[Item], own_drawings: bool) -> list[Item]:
