@@ -123,10 +123,11 @@ def rewards_of(evaluation: Evaluation, weights: dict[str, float]) -> Columns:
     """The weighted sum of rewards of every item that has them all, by task type."""
     columns: Columns = {}
     for record in evaluation.records:
-        values = {name: record.get(JUDGED.get(name, f"{REWARD}{name}")) for name in weights}
-        known = {name: float(value) for name, value in values.items() if value is not None}
-        if len(known) == len(weights):
-            columns.setdefault(record["task"], []).append(sum(weights[name] * known[name] for name in known))
+        values = [record.get(JUDGED.get(name, f"{REWARD}{name}")) for name in weights]
+        known = [float(value) for value in values if value is not None]
+        if len(known) == len(values):
+            total = sum(weight * value for weight, value in zip(weights.values(), known, strict=True))
+            columns.setdefault(record["task"], []).append(total)
     return columns
 
 

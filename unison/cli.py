@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, merge, join, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, join, pretrain, serve-reward, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from unison.config import Chain, JoinConfig, RunConfig, from_json
+from unison.config import Chain, JoinConfig, RunConfig, ServeConfig, from_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -30,6 +30,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison eval <checkpoint> --suite geneval --prompts <file>
+  unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
@@ -37,6 +38,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
   unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
                                                bundled yet, too)
+  unison serve-reward <reward> ...             judge for runs elsewhere: --rewards.remote:http://host:port/<reward> 1
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -54,6 +56,8 @@ class TrainArgs:
     """Replace the run folder if it exists."""
     dry_run: bool = False
     """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
+    skip_cold_start: bool = False
+    """Leave out a chain's cold start."""
     algorithm: str = ""
     """Train by this algorithm, one of those that `unison recipes` lists: it sets fields of the recipe before you do."""
     skip_bad_rows: bool = False
@@ -128,6 +132,8 @@ def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
 
 
 def _train_run(args: TrainArgs) -> None:
+    if args.skip_cold_start:
+        raise ValueError(f"--skip-cold-start: {args.run.recipe} is one run, without a cold start")
     if args.dry_run:
         from unison.plan import dry_run
 
@@ -142,6 +148,13 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
 
     names = [stage.name for stage in stages]
     parsed = [_parse(dataclasses.replace(s.config, out=out), words, s.name, names) for s in stages]
+    if parsed[0].skip_cold_start:
+        stages = chain.without_cold_start(stages)
+        parsed = [
+            dataclasses.replace(args, skip_cold_start=False)
+            for args, name in zip(parsed, names, strict=True)
+            if name != chain.COLD_START
+        ]
     if parsed[0].dry_run:
         for stage, args in zip(stages, parsed, strict=True):
             print(f"stage {stage.name}")
@@ -283,6 +296,8 @@ def _print_result(result: Result, file: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from unison.suites.common import counted, one_line
+
     console = Console()
     if not console.is_terminal:  # a file is as wide as its lines
         console.width = max(console.width, 160)
@@ -290,7 +305,12 @@ def _print_result(result: Result, file: Path) -> None:
     for name, row in result.rows().items():
         table.add_row(name, *row)
     console.print(table)
-    for line in (*result.notes, ", ".join(f"{name}={value}" for name, value in result.protocol.items())):
+    told = [f"counts: {counted(result.counts)}"] if result.counts else []
+    for line in (
+        *told,
+        *result.notes,
+        ", ".join(f"{name}={one_line(value)}" for name, value in result.protocol.items()),
+    ):
         console.print(line, highlight=False, markup=False)
     console.print(f"{file} and {file.with_suffix('.md').name} hold the figures", highlight=False, markup=False)
 
@@ -439,6 +459,31 @@ def pretrain(words: Sequence[str]) -> None:
     print(run(tyro.cli(type(default), args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)))
 
 
+@dataclass(frozen=True)
+class ServeArgs:
+    """Serve rewards over HTTP. The bearer token that clients must have is read from UNISON_REWARD_TOKEN."""
+
+    rewards: tyro.conf.Positional[tuple[str, ...]]
+    """Rewards by name, with a checkpoint after a colon where it is not the default."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 takes all, which needs a token."""
+    port: int = 8000
+    """Port to listen on."""
+    workers: int = 1
+    """Processes, each with models of its own."""
+    limits: Annotated[ServeConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ServeConfig)
+
+
+def serve_reward(words: Sequence[str]) -> None:
+    """`serve-reward <reward> <reward> ...`"""
+    args = tyro.cli(ServeArgs, args=list(words), prog="unison serve-reward")
+    try:
+        from unison.serve import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve-reward needs {error.name}, not installed: pip install 'unison[serve]'") from error
+    serve(args.rewards, args.limits, args.host, args.port, args.workers)
+
+
 def recipes(words: Sequence[str]) -> None:
     """`recipes`"""
     from rich.console import Console
@@ -458,7 +503,7 @@ def recipes(words: Sequence[str]) -> None:
     console.print(table)
     console.print(named)
     console.print("scenarios: " + "; ".join(f"{name} ({s.summary})" for name, s in SCENARIOS.items()))
-    console.print(f"rewards: {', '.join(REWARDS)}")
+    console.print(f"rewards: {', '.join(REWARDS)}; any of them on a server: remote:http://host:port/<reward>")
 
 
 def report(words: Sequence[str]) -> None:
@@ -502,6 +547,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": merge,
     "join": join,
     "pretrain": pretrain,
+    "serve-reward": serve_reward,
     "recipes": recipes,
     "report": report,
     "export": export,

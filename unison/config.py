@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
+WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    world: WorldKind = "scenes"
+    """What the world's items are: scenes to draw and to answer about, edits of pictures, riddles to draw, pictures to
+    judge and to correct, puzzles in words, or questions about pictures that take several steps."""
     asked: Literal["task", "count"] = "task"
     """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""
@@ -289,6 +293,56 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class RemoteConfig:
+    """How rewards on servers are asked, `remote:http://host:port/<reward>`."""
+
+    timeout: float = 120.0
+    """Seconds for one request."""
+    patience: float = 900.0
+    """Seconds for which a request is repeated while the server is away or busy, before the reward fails."""
+    requests: int = 16
+    """Requests of a process at a time."""
+    rows: int = 16
+    """Most trajectories of a request."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What a reward server takes on."""
+
+    batch: int = 64
+    """Most trajectories judged in one call, of as many requests as wait."""
+    queue: int = 128
+    """Requests that one worker holds; more are told to come back (503, with Retry-After)."""
+    megabytes: int = 64
+    """Largest request."""
+
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """What a model can do before training and is to keep: questions that it answers, figures that are not to fall."""
+
+    data: DataConfig = DataConfig()
+    """Where the questions come from; these items' prompts are not drawn."""
+    probe_items: int = 0
+    """Held-out questions that every evaluation asks besides; 0 asks none."""
+    replay_items: int = 0
+    """Training questions that every step asks besides, of which each group is trained in the step's own update; 0
+    replays none."""
+    replay_rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
+    """Weight of each reward of replayed answers by name."""
+    watch: tuple[str, ...] = ()
+    """Figures of evaluations that are not to fall, such as probe, answer or reward/world_clean."""
+    fall: float = 0.05
+    """How far a watched figure may lie below the first evaluation's; it is fallen where the whole 95% interval of the
+    paired difference lies further below."""
+    on_fall: Literal["report", "stop", "raise_kl"] = "report"
+    """What is done then: a line in health.jsonl, also the end of the run, or also a higher weight of the KL."""
+    kl_factor: float = 2.0
+    """What `raise_kl` multiplies the weights of the KL divergence by, each time."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. `unison recipes` lists the functions that return one."""
 
@@ -298,7 +352,9 @@ class RunConfig:
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by name; `name:checkpoint` gives it another model than its default."""
+    """Weight of each reward by name; `name:checkpoint` gives it another model than its default, and
+    `remote:http://host:port/name` is one that `unison serve-reward` serves."""
+    remote: RemoteConfig = RemoteConfig()
     reward_normalisation: Literal["none", "group", "running"] = "none"
     """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
@@ -307,6 +363,7 @@ class RunConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     out: Path = Path("runs/unnamed")
     """Run folder."""
     seed: int = 0
@@ -400,8 +457,13 @@ def check(config: RunConfig) -> None:
         value = getattr(config.objective, name)
         _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
     _check_denoising(config.scenario)
+    _check_retention(config)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         check_sampling(sampling, f"scenario.{name}.")
+    for name in ("timeout", "patience"):
+        _require(getattr(config.remote, name) > 0, f"remote.{name}", getattr(config.remote, name), "above 0")
+    for name in ("requests", "rows"):
+        _require(getattr(config.remote, name) >= 1, f"remote.{name}", getattr(config.remote, name), "at least 1")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 
@@ -457,6 +519,23 @@ def _check_denoising(scenario: ScenarioConfig) -> None:
         _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
         _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
         _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
+
+
+def _check_retention(config: RunConfig) -> None:
+    retention, kind = config.retention, config.advantage.kind
+    for name in ("probe_items", "replay_items"):
+        value = getattr(retention, name)
+        _require(value >= 0, f"retention.{name}", value, "at least 0 (0 is off)")
+    rule = "'group' with retention.replay_items, whose answers are compared within their group"
+    _require(kind == "group" or not retention.replay_items, "advantage.kind", kind, rule)
+    words, rule = not config.objective.compares_states, "one for tokens too with retention.replay_items"
+    _require(words or not retention.replay_items, "objective.name", config.objective.name, rule)
+    rule = "above 0 with retention.watch, which looks at evaluations during training"
+    _require(config.evaluation.every > 0 or not retention.watch, "evaluation.every", config.evaluation.every, rule)
+    penalty = config.objective.has_penalty or retention.on_fall != "raise_kl"
+    rule = "above 0, or objective.image_kl_beta, with retention.on_fall = 'raise_kl'"
+    _require(penalty, "objective.kl_beta", config.objective.kl_beta, rule)
+    _require(retention.kl_factor > 1, "retention.kl_factor", retention.kl_factor, "above 1")
 
 
 def _is_regular(pattern: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,15 +15,23 @@ from unison.types import Item, Trajectory, group_rows
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, scenario: Scenario, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds, chunk: int
+    policy: Policy,
+    scenario: Scenario,
+    items: Sequence[Item],
+    config: ScenarioConfig,
+    seeds: Seeds,
+    chunk: int,
+    finished: Callable[[Sequence[Trajectory]], None] = lambda trajectories: None,
 ) -> list[Trajectory]:
-    """G trajectories for every item, siblings next to each other; `chunk` items at a time.
+    """G trajectories for every item, siblings next to each other; `chunk` items at a time, each told to `finished`.
 
     Each sample's randomness comes from its own seed, so the chunk size does not change it.
     """
     trajectories: list[Trajectory] = []
     for start in range(0, len(items), chunk):
-        trajectories += scenario.rollout(policy, items[start : start + chunk], config, seeds)
+        rolled = scenario.rollout(policy, items[start : start + chunk], config, seeds)
+        finished(rolled)
+        trajectories += rolled
     return trajectories
 
 

@@ -198,7 +198,11 @@ class Item:
     source_caption: str | None = None
     """What the image shows."""
     target_caption: str | None = None
-    """What an edit of it is to show."""
+    """What an edit of it is to show, or what a prompt that is a riddle means."""
+    target_image: Image | None = None
+    """What the edited or corrected image is to look like, where that is imitated."""
+    reverse: str | None = None
+    """The instruction that takes an edit back."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""

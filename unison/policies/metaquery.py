@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
-CHUNK = 64  # pictures
 DROPPED = 0.05  # share of given drawings without their text, and without their source, and without both
 Shares: TypeAlias = list[tuple[Hides, float]]
 """Branches of guidance, each by what it hides, with its share of the velocity."""
@@ -394,7 +393,7 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         drawings = [action.path[-1] for action in actions if isinstance(action, Latents)]
-        pictures = iter([p for part in _chunks(drawings) for p in self._pixels(torch.stack(list(part)))])
+        pictures = iter([p for part in self._chunks(drawings) for p in self._pixels(torch.stack(list(part)))])
         return [_to_image(next(pictures)) if isinstance(action, Latents) else self._text(action) for action in actions]
 
     def _text(self, action: Tokens) -> str:
@@ -403,7 +402,7 @@ class MetaQuery(Policy):
     def _latents(self, squares: Sequence[Image]) -> list[Tensor]:
         """Scaled latents of pictures of a drawing's size. each [C, h, w]"""
         latents: list[Tensor] = []
-        for part in _chunks(squares):
+        for part in self._chunks(squares):
             pixels = np.stack([np.asarray(image, np.float32) for image in part]) / 127.5 - 1
             with torch.autocast(self.device.type, enabled=False):
                 x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
@@ -415,6 +414,11 @@ class MetaQuery(Policy):
         """[B, C, h, w] -> [B, 3, H, W], about -1..1"""
         with torch.autocast(self.device.type, enabled=False):
             return diffusion.to_pixels(self.network.vae, latents.to(self.device))
+
+    def _chunks(self, things: Sequence[T]) -> list[Sequence[T]]:
+        """What goes through the autoencoder at once."""
+        size = diffusion.at_once(self.network.pixels**2)
+        return [things[i : i + size] for i in range(0, len(things), size)]
 
     def save(self, folder: Path) -> None:
         from unison.policies.adapters import merged
@@ -490,11 +494,6 @@ def latents_of(action: Action) -> Latents:
 
 def _of(rows: Sequence[int], things: Sequence[T]) -> list[T]:
     return [things[row] for row in rows]
-
-
-def _chunks(things: Sequence[T]) -> list[Sequence[T]]:
-    """What goes through the autoencoder at once."""
-    return [things[i : i + CHUNK] for i in range(0, len(things), CHUNK)]
 
 
 def _to_image(pixels: Tensor) -> Image:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -69,6 +69,8 @@ class Result:
     """What was measured, one for each drawing or item."""
     notes: Sequence[str] = ()
     """What a reader of the figures must know."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was asked of a judge, what of it failed and what it cost."""
 
     @property
     def tasks(self) -> list[str]:
@@ -84,8 +86,9 @@ class Result:
         heads = ["figure", "all tasks [95% interval]", *self.tasks]
         lines = [heads, ["---"] * len(heads), *([name, *row] for name, row in self.rows().items())]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        protocol = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
-        return "\n\n".join([f"# {self.suite}", table, *self.notes, f"Protocol:\n\n{protocol}"]) + "\n"
+        protocol = "\n".join(f"- {name}: {one_line(value)}" for name, value in self.protocol.items())
+        told = [f"Counts: {counted(self.counts)}"] if self.counts else []
+        return "\n\n".join([f"# {self.suite}", table, *told, *self.notes, f"Protocol:\n\n{protocol}"]) + "\n"
 
     def save(self, path: Path) -> None:
         """Writes the JSON file, and the Markdown page beside it."""
@@ -99,6 +102,16 @@ def cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
     """A figure as printed; a dash where a cut does not have it."""
     single = [cuts.get(task) for task in tasks]
     return [str(cuts[ALL]) if ALL in cuts else "-", *(f"{e.value:.3f}" if e else "-" for e in single)]
+
+
+def one_line(value: Any) -> str:
+    """A value of the protocol as printed."""
+    return " ".join(str(value).split())
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts as printed."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def fingerprint(checkpoint: str) -> str:
