@@ -94,7 +94,19 @@ def test_what_arrives_is_what_was_sent_but_for_the_turns() -> None:
     real, drawing = map(Image.fromarray, pixels)
     wanted = Wanted("position", (Clause("cat", 2), Clause("dog", 1, "red", ("left of", 0))), (Clause("cow"),))
     item = Item(
-        "a", "draw", real, 'ask\n"ü"', "yes", "<answer>", "before", "after", "multiple_choice", "colors", wanted
+        "a",
+        "draw",
+        real,
+        'ask\n"ü"',
+        "yes",
+        "<answer>",
+        "before",
+        "after",
+        "multiple_choice",
+        "colors",
+        wanted,
+        real,
+        "back",
     )
     sent = [Trajectory(item, (), ("one", "two"), (real, drawing)), Trajectory(item, ()), Trajectory(Item("b"), ())]
     got = wire.read(wire.write(sent))
@@ -103,7 +115,7 @@ def test_what_arrives_is_what_was_sent_but_for_the_turns() -> None:
         assert b.texts == a.texts
         assert [np.asarray(x).tolist() for x in b.images] == [np.asarray(x).tolist() for x in a.images]
         same = [f.name for f in fields(Item) if getattr(a.item, f.name) == getattr(b.item, f.name)]
-        assert {f.name for f in fields(Item)} - {*same} <= {"image"}
+        assert {f.name for f in fields(Item)} - {*same} <= {"image", "target_image"}
     assert np.array_equal(np.asarray(got[0].item.image), pixels[0])
 
 

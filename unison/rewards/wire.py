@@ -73,6 +73,8 @@ class SentItem(Sent):
     kind: AnswerKind = "open_ended"
     task: str = "all"
     wanted: Wanted | None = None
+    target_image: Picture | None = None
+    reverse: str | None = None
 
 
 class SentTrajectory(Sent):
@@ -129,9 +131,10 @@ def size(trajectory: Trajectory) -> int:
 def item_size(item: Item) -> int:
     """Most bytes that an item can take."""
     texts = (item.id, item.prompt, item.question, item.answer, item.reply, item.source_caption, item.target_caption)
+    pictures = [picture for picture in (item.image, item.target_image) if picture]
     clauses = 256 * (len(item.wanted.include) + len(item.wanted.exclude)) if item.wanted else 0
-    picture = _picture_size(item.image) if item.image else 0
-    return picture + sum(8 * len(text or "") for text in texts) + clauses + 1024
+    words = sum(8 * len(text or "") for text in (*texts, item.reverse))
+    return sum(map(_picture_size, pictures)) + words + clauses + 1024
 
 
 def _picture_size(picture: Image.Image) -> int:
