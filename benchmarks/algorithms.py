@@ -124,8 +124,9 @@ def rewards_of(evaluation: Evaluation, weights: dict[str, float]) -> Columns:
     columns: Columns = {}
     for record in evaluation.records:
         values = [record.get(JUDGED.get(name, f"{REWARD}{name}")) for name in weights]
-        if None not in values:
-            total = sum(weight * float(value) for weight, value in zip(weights.values(), values, strict=True))
+        known = [float(value) for value in values if value is not None]
+        if len(known) == len(values):
+            total = sum(weight * value for weight, value in zip(weights.values(), known, strict=True))
             columns.setdefault(record["task"], []).append(total)
     return columns
 

@@ -93,21 +93,8 @@ def test_what_arrives_is_what_was_sent_but_for_the_turns() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 7, 3), np.uint8)
     real, drawing = map(Image.fromarray, pixels)
     wanted = Wanted("position", (Clause("cat", 2), Clause("dog", 1, "red", ("left of", 0))), (Clause("cow"),))
-    item = Item(
-        "a",
-        "draw",
-        real,
-        'ask\n"ü"',
-        "yes",
-        "<answer>",
-        "before",
-        "after",
-        "multiple_choice",
-        "colors",
-        wanted,
-        real,
-        "back",
-    )
+    captions = ("before", "after", drawing, "back")
+    item = Item("a", "draw", real, 'ask\n"ü"', "yes", "<answer>", *captions, "multiple_choice", "colors", wanted)
     sent = [Trajectory(item, (), ("one", "two"), (real, drawing)), Trajectory(item, ()), Trajectory(Item("b"), ())]
     got = wire.read(wire.write(sent))
     assert got[0].item is got[1].item, "siblings have one item"
@@ -117,6 +104,7 @@ def test_what_arrives_is_what_was_sent_but_for_the_turns() -> None:
         same = [f.name for f in fields(Item) if getattr(a.item, f.name) == getattr(b.item, f.name)]
         assert {f.name for f in fields(Item)} - {*same} <= {"image", "target_image"}
     assert np.array_equal(np.asarray(got[0].item.image), pixels[0])
+    assert np.array_equal(np.asarray(got[0].item.target_image), pixels[1])
 
 
 def test_every_field_of_an_item_is_sent() -> None:

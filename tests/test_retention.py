@@ -16,7 +16,7 @@ from unison.policies.metaquery import MetaQuery
 from unison.recipes import unirl_zero
 from unison.retention import change, falls
 from unison.train import Trainer
-from unison.types import Sampling
+from unison.types import Sampling, Trajectory
 
 # -- what has fallen -------------------------------------------------------------------------------------------------
 
@@ -75,8 +75,16 @@ def begin(folder: Path, out: Path, resume: bool = False, **fields: Any) -> Train
     )
     trainer = Trainer(config, resume)
     if retention.replay_items:  # a random model is never right
+<<<<<<< HEAD
         trainer.retention.rewards["accuracy"] = lambda ts, policy: [float(len(t.texts[0])) for t in ts]
+=======
+        trainer.retention.rewards = {"accuracy": lengths}
+>>>>>>> main
     return trainer
+
+
+def lengths(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    return [float(len(t.texts[0])) for t in trajectories]
 
 
 def rows(run: Path, name: str = "metrics") -> list[dict[str, Any]]:

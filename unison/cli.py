@@ -36,8 +36,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
-  unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
-                                               bundled yet, too)
+  unison pretrain janus                        make a bundled tiny model from scratch: janus, showo or metaquery
   unison serve-reward <reward> ...             judge for runs elsewhere: --rewards.remote:http://host:port/<reward> 1
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html

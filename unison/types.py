@@ -199,15 +199,15 @@ class Item:
     """What the image shows."""
     target_caption: str | None = None
     """What an edit of it is to show, or what a prompt that is a riddle means."""
+    target_image: Image | None = None
+    """What the edited or corrected image is to look like, where that is imitated."""
+    reverse: str | None = None
+    """The instruction that takes an edit back."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
     wanted: Wanted | None = None
     """What the drawing must show, for judges that detect objects."""
-    target_image: Image | None = None
-    """What the edited or corrected image is to look like, where that is imitated."""
-    reverse: str | None = None
-    """The instruction that takes an edit back."""
 
 
 @dataclass(eq=False)

@@ -70,11 +70,11 @@ class SentItem(Sent):
     reply: str | None = None
     source_caption: str | None = None
     target_caption: str | None = None
+    target_image: Picture | None = None
+    reverse: str | None = None
     kind: AnswerKind = "open_ended"
     task: str = "all"
     wanted: Wanted | None = None
-    target_image: Picture | None = None
-    reverse: str | None = None
 
 
 class SentTrajectory(Sent):
@@ -130,11 +130,11 @@ def size(trajectory: Trajectory) -> int:
 
 def item_size(item: Item) -> int:
     """Most bytes that an item can take."""
-    texts = (item.id, item.prompt, item.question, item.answer, item.reply, item.source_caption, item.target_caption)
-    pictures = [picture for picture in (item.image, item.target_image) if picture]
+    captions = (item.source_caption, item.target_caption, item.reverse)
+    texts = (item.id, item.prompt, item.question, item.answer, item.reply, *captions)
     clauses = 256 * (len(item.wanted.include) + len(item.wanted.exclude)) if item.wanted else 0
-    words = sum(8 * len(text or "") for text in (*texts, item.reverse))
-    return sum(map(_picture_size, pictures)) + words + clauses + 1024
+    pictures = sum(_picture_size(picture) for picture in (item.image, item.target_image) if picture)
+    return pictures + sum(8 * len(text or "") for text in texts) + clauses + 1024
 
 
 def _picture_size(picture: Image.Image) -> int:
