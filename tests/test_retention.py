@@ -75,11 +75,7 @@ def begin(folder: Path, out: Path, resume: bool = False, **fields: Any) -> Train
     )
     trainer = Trainer(config, resume)
     if retention.replay_items:  # a random model is never right
-<<<<<<< HEAD
-        trainer.retention.rewards["accuracy"] = lambda ts, policy: [float(len(t.texts[0])) for t in ts]
-=======
         trainer.retention.rewards = {"accuracy": lengths}
->>>>>>> main
     return trainer
 
 
