@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
@@ -47,6 +47,13 @@ CONDITIONALS = {
 REWARD = "reward/"  # begins the field of a measured reward
 Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
+
+
+class Pictures(NamedTuple):
+    """Where pictures are kept: `folder` inside `root`, from which records name them."""
+
+    root: Path
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def evaluate(
     scenario: ScenarioConfig,
     config: EvalConfig,
     step: int = 0,
-    pictures: Path | None = None,
+    pictures: Pictures | None = None,
     rewards: Mapping[str, RewardFn] | None = None,
 ) -> Evaluation:
     """Draws every item's prompt and answers every item's question, once each, with the run's own sampling.
@@ -145,7 +152,7 @@ def evaluate(
     Args:
         items: held-out items; what an item lacks (prompt or question) is not evaluated.
         scenario: sampling of text and drawings.
-        pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
+        pictures: where to keep the first `config.gallery` items' drawings and question images.
         rewards: what measures every drawing, with the answer about it where there is one.
 
     Raises:
@@ -167,7 +174,7 @@ def evaluate(
             for number, item in enumerate(batch, start):
                 record = _record(item, drawn.get(item.id), asked.get(item.id))
                 if pictures and number < config.gallery:
-                    _keep_pictures(record, item, drawn.get(item.id), pictures, step)
+                    _keep_pictures(record, item, drawn.get(item.id), pictures)
                 records.append(record)
             progress.advance(task, len(batch))
     return Evaluation(step, records)
@@ -242,12 +249,12 @@ def _judged(item: Item, drawn: Trajectory | None) -> Record:
     }
 
 
-def _keep_pictures(record: Record, item: Item, drawn: Trajectory | None, run: Path, step: int) -> None:
-    folder = run / "eval" / f"{step:06d}"
+def _keep_pictures(record: Record, item: Item, drawn: Trajectory | None, pictures: Pictures) -> None:
+    folder = pictures.root / pictures.folder
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in item.id)
     for field, image in (("image", drawn.images[-1] if drawn else None), ("question_image", item.image)):
         if image is not None:
             path = folder / f"{name}.{field}.png"
             image.save(path)
-            record[field] = str(path.relative_to(run))
+            record[field] = str(path.relative_to(pictures.root))

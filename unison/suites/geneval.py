@@ -9,11 +9,12 @@ Source: Ghosh et al. 2023, arXiv 2310.11513.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
@@ -33,10 +34,14 @@ from unison.types import Item, Sampling
 from unison.wanted import read_prompts
 from unison.world.scene import TASKS
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 NAME = "geneval"
 FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
 """Figures, and the record's field that each one averages: GenEval's own score, and the two of the reward server."""
 DETECTOR, COLORS = CHECKPOINTS[NAME]
+GALLERY = 24  # at most so many prompts, evenly through the file, whose first drawing is kept in any case
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Options:
     batch_size: int = 16
     """Drawings made and judged at a time."""
     keep_pictures: bool = False
-    """Save every drawing, in the folders that GenEval's own scripts read."""
+    """Save every drawing, in the folders that GenEval's own scripts read, not those of a few prompts alone."""
     drawn: bool = False
     """The checkpoint is such a folder of finished drawings, by whatever model: judge them."""
 
@@ -79,7 +84,8 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     """What evaluates; prompts and judges are there.
 
     Raises:
-        ValueError: prompts that cannot be read, judges that do not exist or lack COCO's labels, bad numbers.
+        ValueError: prompts that cannot be read, a missing checkpoint, judges that do not exist or lack COCO's labels,
+            bad numbers.
     """
     items = read_prompts(options.prompts)
     check_sampling(options.sampling)
@@ -89,6 +95,8 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     device = job.processes.device
     detector = load_detector(_located(options.detector, "detector"), device)
     colors = load_colors(_located(options.colors, "colors"), device)
+    if not options.drawn:
+        job.check()
     return _Run(options, job, items, detector, colors)
 
 
@@ -121,7 +129,8 @@ class _Run:
             return None
         found = ledger.read()
         records = [found[str(key)] for key in share(len(self.items), self.options.images, 0, 1)]
-        return Result(NAME, ledger.protocol, figures(records), records, notes(records, self.detector, self.options))
+        told = notes(records, self.detector, self.options)
+        return Result(NAME, ledger.protocol, figures(records), records, told, FIGURES)
 
     def _finish(self, todo: Sequence[Key], ledger: Ledger, file: Path) -> None:
         drawings, size = self._drawings(), self.options.batch_size
@@ -130,12 +139,28 @@ class _Run:
             for start in range(0, len(todo), size):
                 keys = todo[start : start + size]
                 images = drawings(keys)
-                if self.options.keep_pictures:
-                    keep_pictures(file.with_name(f"{file.stem}-pictures"), keys, images, self.items)
+                files = self._keep(keys, images, file)
                 wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
                 judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
-                ledger.append(record(k, self.items[k.prompt], j) for k, j in zip(keys, judged, strict=True))
+                ledger.append(
+                    record(key, self.items[key.prompt], told, files.get(key))
+                    for key, told in zip(keys, judged, strict=True)
+                )
                 progress.advance(task, len(keys))
+
+    def _keep(self, keys: Sequence[Key], images: Sequence[Image], file: Path) -> dict[Key, str]:
+        """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
+        if self.options.drawn and not self.options.keep_pictures:
+            return {key: str(Path(self.job.checkpoint).absolute() / f"{key}.png") for key in keys}
+        every = 1 if self.options.keep_pictures else math.ceil(len(self.items) / GALLERY)
+        kept = {
+            key: image
+            for key, image in zip(keys, images, strict=True)
+            if self.options.keep_pictures or (key.number == 0 and key.prompt % every == 0)
+        }
+        folder = file.with_name(f"{file.stem}-pictures")
+        keep_pictures(folder, list(kept), list(kept.values()), self.items)
+        return {key: f"{folder.name}/{key}.png" for key in kept}
 
     def _drawings(self) -> Drawings:
         options = self.options
@@ -181,13 +206,14 @@ class _Run:
         }
 
 
-def record(key: Key, item: Item, judged: Judged) -> Record:
-    """What is remembered of one drawing."""
+def record(key: Key, item: Item, judged: Judged, image: str | None) -> Record:
+    """What is remembered of one drawing, which is kept in the file `image` if anywhere."""
     verdict = judged.verdict
     return {
         "key": str(key),
         "task": item.task,
         "prompt": item.prompt,
+        "image": image,
         "correct": verdict.correct,
         "score": verdict.score,
         "strict": verdict.strict,
