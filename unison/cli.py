@@ -209,6 +209,7 @@ class EvalArgs(Generic[Options]):
 def evaluate(words: Sequence[str]) -> None:
     """`eval <checkpoint> [--suite <name>,<name>]`, `eval --compare <A> <B>`"""
     from unison import suites
+    from unison.suites import card
     from unison.suites.common import Job
 
     names, rest = _suite_names(words)
@@ -225,7 +226,7 @@ def evaluate(words: Sequence[str]) -> None:
     ready = [suite.prepare(options, job) for suite, options in pairs]
     for suite, run in zip(chosen, ready, strict=True):
         if result := run():
-            result.save(job.file(suite.name))
+            card.save(result, job)
             _print_result(result, job.file(suite.name))
     return None
 

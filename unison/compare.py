@@ -26,7 +26,7 @@ from unison.report import (
     verdict,
 )
 from unison.stats import signed
-from unison.suites import Suite
+from unison.suites import Suite, card
 from unison.suites.common import ALL, RESULTS, Job, Record, Result, item_of, slug, table
 
 LABELS = ("A", "B")
@@ -136,11 +136,11 @@ def prepare(suite: Suite, options: Any, job: Job) -> Callable[[], Side | None]:
     run = suite.prepare(options, job)
 
     def evaluate() -> Side | None:
-        result, file = run(), job.file(suite.name)
+        result = run()
         if result is None:
             return None
-        result.save(file)
-        return Side(job.checkpoint, result, file.parent)
+        card.save(result, job)
+        return Side(job.checkpoint, result, job.file(suite.name).parent)
 
     return evaluate
 

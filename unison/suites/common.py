@@ -109,12 +109,16 @@ class Result:
         """The cells of every figure as printed: over all tasks with the interval, then for each task."""
         return {name: figure_cells(cuts, self.tasks) for name, cuts in self.figures.items()}
 
-    def markdown(self) -> str:
+    def body(self) -> str:
         """The table, the notes and the protocol."""
         heads = ["figure", "all tasks [95% interval]", *self.tasks]
-        cells = table(heads, [[name, *row] for name, row in self.rows().items()])
+        figures = table(heads, [[name, *row] for name, row in self.rows().items()])
         protocol = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
-        return "\n\n".join([f"# {self.suite}", cells, *self.notes, f"Protocol:\n\n{protocol}"]) + "\n"
+        return "\n\n".join([figures, *self.notes, f"Protocol:\n\n{protocol}"])
+
+    def markdown(self) -> str:
+        """The page of the result."""
+        return f"# {self.suite}\n\n{self.body()}\n"
 
     def save(self, path: Path) -> None:
         """Writes the JSON file, and the Markdown page beside it."""
