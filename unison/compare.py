@@ -164,6 +164,7 @@ def side_by_side(a: Side, b: Side) -> Compared:
     found = [_items(side.result.records) for side in sides]
     shared = [key for key in found[0] if key in found[1]]
     _check_asked(found, shared, sides)
+    fields = {name: field for name, field in fields.items() if name in CONDITIONALS or _is_measured(field, found)}
     evaluations = [Evaluation(0, [_merged(key, items[key], fields.values()) for key in shared]) for items in found]
     figures = {
         name: rows
@@ -182,6 +183,12 @@ def _items(records: Sequence[Record]) -> dict[Key, list[Record]]:
     for record in records:
         found.setdefault((record["task"], item_of(record)), []).append(record)
     return found
+
+
+def _is_measured(field: str, found: Sequence[Mapping[Key, list[Record]]]) -> bool:
+    """Whether records have numbers in the field, or nothing."""
+    values = [record.get(field) for items in found for records in items.values() for record in records]
+    return all(value is None or isinstance(value, int | float) for value in values)
 
 
 def _check_asked(found: Sequence[Mapping[Key, list[Record]]], shared: Sequence[Key], sides: Sequence[Side]) -> None:

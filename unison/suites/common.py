@@ -91,14 +91,14 @@ class Result:
         """
         try:
             told = json.loads(path.read_text())
-            figures = {
+            known: dict[str, Any] = {f.name: told[f.name] for f in dataclasses.fields(cls) if f.name in told}
+            known["figures"] = {
                 name: {cut: Estimate(**estimate) for cut, estimate in cuts.items()}
                 for name, cuts in told["figures"].items()
             }
-            rest = {name: told[name] for name in ("suite", "protocol", "records", "notes")}
+            return cls(**known)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the result of a suite ({error}): give what `unison eval` wrote") from error
-        return cls(figures=figures, fields=told.get("fields", {}), **rest)
 
     @property
     def tasks(self) -> list[str]:

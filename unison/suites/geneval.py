@@ -13,10 +13,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.progress import Progress
 
 from unison.config import check_sampling
 from unison.policies import family_of, locate
@@ -27,6 +26,7 @@ from unison.rewards.geneval import Judged, judge_pictures
 from unison.rewards.geneval_rules import LEAST_SCORE, LEAST_SCORE_COUNTING
 from unison.rewards.pretrained import locate as locate_judge
 from unison.stats import task_mean
+from unison.suites.batches import finish
 from unison.suites.common import ALL, Cuts, Job, Record, Result, fingerprint, state_of
 from unison.suites.drawings import Drawings, Drawn, Finished, Key, keep_pictures, share
 from unison.suites.ledger import Ledger
@@ -118,35 +118,25 @@ class _Run:
     colors: ColorModel
 
     def __call__(self) -> Result | None:
-        processes, file = self.job.processes, self.job.file(NAME)
-        ledger = Ledger(file, self.protocol(), self.job)
-        keys = share(len(self.items), self.options.images, processes.process_index, processes.num_processes)
-        todo = [key for key in keys if str(key) not in ledger.records]
-        if todo:
-            self._finish(todo, ledger, file)
-        processes.wait_for_everyone()
-        if not processes.is_main_process:
+        processes = self.job.processes
+        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
+        whole, part = (0, 1), (processes.process_index, processes.num_processes)
+        keys, own = (share(len(self.items), self.options.images, *shares) for shares in (whole, part))
+        records = finish(keys, own, self._make, self.options.batch_size, ledger, processes, "GenEval")
+        if records is None:
             return None
-        found = ledger.read()
-        records = [found[str(key)] for key in share(len(self.items), self.options.images, 0, 1)]
         told = notes(records, self.detector, self.options)
         return Result(NAME, ledger.protocol, figures(records), records, told, FIGURES)
 
-    def _finish(self, todo: Sequence[Key], ledger: Ledger, file: Path) -> None:
-        drawings, size = self._drawings(), self.options.batch_size
-        with Progress(transient=True, disable=not self.job.processes.is_main_process) as progress:
-            task = progress.add_task("GenEval", total=len(todo))
-            for start in range(0, len(todo), size):
-                keys = todo[start : start + size]
-                images = drawings(keys)
-                files = self._keep(keys, images, file)
-                wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
-                judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
-                ledger.append(
-                    record(key, self.items[key.prompt], told, files.get(key))
-                    for key, told in zip(keys, judged, strict=True)
-                )
-                progress.advance(task, len(keys))
+    def _make(self, keys: Sequence[Key]) -> list[Record]:
+        """Draws and judges."""
+        images = self._drawings(keys)
+        files = self._keep(keys, images, self.job.file(NAME))
+        wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
+        judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
+        return [
+            record(key, self.items[key.prompt], told, files.get(key)) for key, told in zip(keys, judged, strict=True)
+        ]
 
     def _keep(self, keys: Sequence[Key], images: Sequence[Image], file: Path) -> dict[Key, str]:
         """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
@@ -162,6 +152,7 @@ class _Run:
         keep_pictures(folder, list(kept), list(kept.values()), self.items)
         return {key: f"{folder.name}/{key}.png" for key in kept}
 
+    @cached_property
     def _drawings(self) -> Drawings:
         options = self.options
         if options.drawn:
