@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unison.endpoint import TOKEN, Endpoint, EndpointError, Message
+from unison.endpoint import TOKEN, Completion, Endpoint, EndpointError, Message
 
 Serve = Callable[..., str]
 
@@ -117,6 +117,49 @@ def test_attempts_are_bounded_and_the_error_says_what_happened(serve_chat: Serve
     ):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 3
+
+
+def test_outcomes_hold_an_error_in_the_place_of_what_failed_with_its_kind_and_cost(serve_chat: Serve) -> None:
+    def fail_some(asked: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        text = asked["messages"][-1]["content"]
+        return (int(text), {}) if text.isdigit() else (200, "<html>") if text == "page" else says(text)
+
+    endpoint = quick(serve_chat(fail_some), attempts=2)
+    conversations = [[Message("user", (text,))] for text in ("a", "500", "b", "400", "page")]
+    told = list(endpoint.outcomes(conversations, 8))
+    kinds = [(one.kind, one.attempts) if isinstance(one, EndpointError) else (one.text, one.used) for one in told]
+    used = {"prompt_tokens": 0, "completion_tokens": 0, "attempts": 1}
+    failed = [("status 500", 2), ("status 400", 1), ("no completion", 2)]
+    assert kinds == [("a", used), failed[0], ("b", used), failed[1], failed[2]]
+
+
+def test_an_outcome_is_given_before_later_ones_are_there(serve_chat: Serve) -> None:
+    given = threading.Event()
+
+    def wait(asked: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        text = asked["messages"][-1]["content"]
+        assert text == "first" or given.wait(30)
+        return says(text)
+
+    endpoint = quick(serve_chat(wait), workers=2)
+    outcomes = endpoint.outcomes([[Message("user", (text,))] for text in ("first", "second")], 8)
+    first = next(outcomes)
+    given.set()
+    assert [first, *outcomes] == [Completion("first"), Completion("second")]
+
+
+def test_a_check_can_show_a_picture(serve_chat: Serve) -> None:
+    seen: list[Any] = []
+
+    def blind(asked: dict[str, Any], headers: Any) -> tuple[int, Any]:
+        seen.append(asked["messages"][0]["content"])
+        return says("Yes") if isinstance(seen[-1], str) else (400, {"error": "no images"})
+
+    endpoint = quick(serve_chat(blind))
+    endpoint.check()
+    with pytest.raises(EndpointError, match=r"answered 400: .*no images"):
+        endpoint.check(image=Image.new("RGB", (8, 8)))
+    assert [part["type"] for part in seen[1]] == ["image_url", "text"]
 
 
 def test_a_request_that_the_server_refuses_is_not_repeated(serve_chat: Serve) -> None:

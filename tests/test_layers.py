@@ -25,7 +25,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
             "policies.tokens policies.sde",
             "policies.packing",
             "objectives objectives.*",
-            "world world.scene world.render world.edits world.riddles",
+            "world world.scene world.render world.edits world.riddles world.puzzles world.verdicts",
             "stats",
         ],
         ["policies.decode", "objects"],

@@ -10,7 +10,6 @@ from unison.config import RunConfig
 from unison.recipes import RECIPES
 from unison.recipes.unirl import SCENARIOS as SCENARIO_NAMES
 from unison.scenarios import SCENARIOS
-from unison.world.pretrain_showo import SAMPLED
 
 RUNS = {
     name: run for name, make in RECIPES.items() if name.startswith("unirl/") and isinstance(run := make(), RunConfig)
@@ -25,29 +24,36 @@ def test_training_sees_neither_judge_nor_picture(name: str) -> None:
     assert run.evaluation.own_drawings
 
 
-def test_the_tiny_variants_draw_equally_often() -> None:
-    tiny = [run for name, run in RUNS.items() if "tiny" in name]
-    drawings = {run.optim.steps * run.optim.items_per_step * run.scenario.group_size for run in tiny}
-    assert len(tiny) == 6
-    assert drawings == {80 * 96}
+@pytest.mark.parametrize(("model", "drawings"), [("janus", 60 * 96), ("showo", 20 * 128)])
+def test_the_tiny_variants_of_a_model_draw_equally_often_in_equal_steps(model: str, drawings: int) -> None:
+    runs = [RUNS[f"unirl/tiny-{model}-{method}"] for method in SCENARIO_NAMES]
+    assert {r.optim.steps * r.optim.items_per_step * r.scenario.group_size for r in runs} == {drawings}
+    assert len({r.optim.steps for r in runs}) == 1
 
 
 @pytest.mark.parametrize("method", SCENARIO_NAMES)
-def test_the_tiny_models_differ_in_model_drawing_question_and_rate_alone(method: str) -> None:
+def test_the_tiny_models_differ_in_model_drawing_question_and_batch_alone(method: str) -> None:
     janus, showo = (RUNS[f"unirl/tiny-{model}-{method}"] for model in ("janus", "showo"))
     assert showo.policy.path == "assets/tiny-showo"
-    assert showo.scenario.image == SAMPLED
+    assert showo.data.asked == "count"
     assert showo.out != janus.out
+    batch = ("steps", "items_per_step", "micro_batch_items", "scored_rounds")
     same = replace(
         janus,
         recipe=showo.recipe,
         policy=showo.policy,
-        scenario=replace(janus.scenario, image=SAMPLED),
-        data=replace(janus.data, asked=showo.data.asked),
-        optim=replace(janus.optim, scored_rounds=showo.optim.scored_rounds, learning_rate=showo.optim.learning_rate),
+        scenario=replace(janus.scenario, image=showo.scenario.image),
+        data=replace(janus.data, asked="count"),
+        optim=replace(janus.optim, **{name: getattr(showo.optim, name) for name in batch}),
         out=showo.out,
     )
     assert same == showo
+
+
+@pytest.mark.parametrize("model", ["janus", "showo"])
+def test_grpo_holds_answers_alone_to_the_model_before_training(model: str) -> None:
+    objective = RUNS[f"unirl/tiny-{model}-grpo"].objective
+    assert objective.of("text").kl_beta > 0 == objective.of("image").kl_beta
 
 
 @pytest.mark.parametrize("size", [256, 512])

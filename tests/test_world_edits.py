@@ -120,7 +120,9 @@ def test_the_command_makes_a_metaquery_that_can_be_loaded(tmp_path: Path, monkey
     config = made.MetaQueryPretrainConfig(
         out=tmp_path,
         eyes=made.EyesConfig(steps=4, vision_steps=4, images=30, batch_size=4),
-        speech=made.SpeechConfig(steps=3, cycle=3, answers=2, riddles=2, snapshot_every=3),
+        speech=made.SpeechConfig(
+            steps=3, cycle=3, answers=2, riddles=2, puzzles=2, multi_step=2, verdicts=2, snapshot_every=3
+        ),
         brush=made.BrushConfig(steps=3, cycle=3, drawings=2, edits=2, snapshot_every=3),
     )
     folder = made.pretrain_metaquery(config, held_out_items=6)
@@ -137,7 +139,7 @@ def test_the_command_makes_a_metaquery_that_can_be_loaded(tmp_path: Path, monkey
     made.pretrain_metaquery(again, held_out_items=6)
     added = [json.loads(line) for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()][len(lines) :]
     assert {line["stage"] for line in added} == {"autoencoder", "diffusion", "held-out"}
-    assert {"draw", "edit", "answer", "riddle"} <= added[1].keys()
+    assert {"draw", "edit", "answer", "riddle", "puzzle", "multi-step", "verdict"} <= added[1].keys()
 
 
 def test_an_autoencoder_s_latents_are_brought_to_unit_variance():

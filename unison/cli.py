@@ -31,6 +31,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison eval <checkpoint> --suite geneval --prompts <file>
   unison eval --compare <A> <B>                two checkpoints on the same items, paired, with a page of drawings
+  unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>
@@ -303,11 +304,14 @@ def _processes() -> PartialState:
 
 def _print_result(result: Result, file: Path) -> None:
     """The table of all figures by task, with the protocol that they hold for."""
+    from unison.suites.common import counted, one_line
+
     heads = ["figure", "all tasks [95% interval]", *result.tasks]
     _print_table(heads, [[name, *row] for name, row in result.rows().items()])
     _print_lines(
+        *([f"counts: {counted(result.counts)}"] if result.counts else []),
         *result.notes,
-        ", ".join(f"{name}={value}" for name, value in result.protocol.items()),
+        ", ".join(f"{name}={one_line(value)}" for name, value in result.protocol.items()),
         f"{file} and {file.with_suffix('.md').name} hold the figures",
     )
 

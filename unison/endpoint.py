@@ -13,9 +13,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TOKEN = "UNISON_API_KEY"
 LONGEST_PAUSE = 30.0  # seconds between two attempts, whatever the server asks for
 EXCERPT = 200  # characters of a server's own message that an error repeats
+SCHEMES = ("http://", "https://")
+"""How an address begins, where a checkpoint could stand as well."""
 REMEDIES = {
     401: f"put a token that it accepts into the environment variable {TOKEN}",
     403: f"put a token that may use it into the environment variable {TOKEN}",
@@ -39,6 +41,12 @@ Payload: TypeAlias = dict[str, Any]
 
 class EndpointError(ValueError):
     """An endpoint that cannot be used; the message names URL, what happened and the remedy."""
+
+    def __init__(self, message: str, kind: str = "address", attempts: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """What happened, in a word or two: `timeout`, `unreachable`, `status 500`, `no completion`, `address`."""
+        self.attempts = attempts
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,8 @@ class Completion:
     text: str
     first: dict[str, float] = field(default_factory=dict)
     """Log-probability of the likeliest first tokens, where they were asked for and the server gives them."""
+    used: dict[str, int] = field(default_factory=dict, compare=False)
+    """The attempts made for it and the tokens that the server counted; nothing where it comes from the cache."""
 
 
 class Failure(NamedTuple):
@@ -74,6 +84,8 @@ class Failure(NamedTuple):
     """Whether another attempt may succeed."""
     pause: float = 0.0
     """Seconds that the server asks to wait."""
+    kind: str = "address"
+    """As in `EndpointError`."""
 
 
 @dataclass(eq=False)
@@ -123,15 +135,19 @@ class Endpoint:
             raise EndpointError(f"{address!r} is no endpoint: write http://host:port/v1#model, with the model's name")
         return cls(url.rstrip("/"), model)
 
-    def check(self, logprobs: int = 0) -> None:
+    def check(self, logprobs: int = 0, image: Image | None = None) -> None:
         """Asks for one token, cached nowhere: address, token and model are right.
+
+        Args:
+            image: shown to a model that must see pictures.
 
         Raises:
             EndpointError: they are not, or log-probabilities are needed and not given.
         """
-        told = self._ask(self._payload([Message("user", ("Reply with the word Yes.",))], 1, logprobs))
+        parts = ("Reply with the word Yes.",) if image is None else (image, "Reply with the word Yes.")
+        told = self._ask(self._payload([Message("user", parts)], 1, logprobs))
         if logprobs and not told.first:
-            raise self._error(Failure("gives no log-probabilities", "choose a server that does", False))
+            raise self._error(Failure("gives no log-probabilities", "choose a server that does", False), 1)
 
     def complete(
         self, conversations: Sequence[Sequence[Message]], max_tokens: int, logprobs: int = 0
@@ -145,9 +161,26 @@ class Endpoint:
         Raises:
             EndpointError: a request that failed at every attempt, or that the server refused.
         """
-        payloads = [self._payload(messages, max_tokens, logprobs) for messages in conversations]
+        told: list[Completion] = []
+        for outcome in self.outcomes(conversations, max_tokens, logprobs):
+            if isinstance(outcome, EndpointError):
+                raise outcome
+            told.append(outcome)
+        return told
+
+    def outcomes(
+        self, conversations: Sequence[Sequence[Message]], max_tokens: int, logprobs: int = 0
+    ) -> Iterator[Completion | EndpointError]:
+        """As `complete`, each in turn as soon as it is there, and an error in the place of what failed."""
+
+        def ask(messages: Sequence[Message]) -> Completion | EndpointError:
+            try:
+                return self._cached(self._payload(messages, max_tokens, logprobs))
+            except EndpointError as error:
+                return error
+
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._cached, payloads))
+            yield from pool.map(ask, conversations)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -172,14 +205,14 @@ class Endpoint:
         return told
 
     def _ask(self, payload: Payload) -> Completion:
-        for left in reversed(range(self.attempts)):
+        for tried in range(1, self.attempts + 1):
             told = self._attempt(payload)
             if isinstance(told, Completion):
-                return told
+                return replace(told, used=told.used | {"attempts": tried})
             self._count(failures=1)
-            if not told.again or not left:
-                raise self._error(told)
-            doubled = self.backoff * 2 ** (self.attempts - left - 1)
+            if not told.again or tried == self.attempts:
+                raise self._error(told, tried)
+            doubled = self.backoff * 2 ** (tried - 1)
             time.sleep(min(max(doubled, told.pause), LONGEST_PAUSE))
         raise AssertionError(f"an endpoint is asked at least once, got attempts = {self.attempts}")
 
@@ -190,9 +223,11 @@ class Endpoint:
         try:
             response = self._client.post(f"{self.url}/chat/completions", json=payload)
         except httpx2.TimeoutException:
-            return Failure(f"gave no answer in {self.timeout:g} s", "is the server overloaded, or still loading?", True)
+            what = f"gave no answer in {self.timeout:g} s"
+            return Failure(what, "is the server overloaded, or still loading?", True, kind="timeout")
         except httpx2.TransportError as error:
-            return Failure(f"cannot be reached ({error})", "start the server, or correct the address", True)
+            what = f"cannot be reached ({error})"
+            return Failure(what, "start the server, or correct the address", True, kind="unreachable")
         if not response.is_success:
             return self._refusal(response)
         return self._read(response)
@@ -203,7 +238,8 @@ class Endpoint:
         remedy = REMEDIES.get(status, "look into the server's log" if status >= 500 else "see what the server says")
         asked = response.headers.get("retry-after", "")
         said = " ".join(self._without_token(response.text[: 10 * EXCERPT]).split())[:EXCERPT]
-        return Failure(f"answered {status}: {said}", remedy, again, float(asked) if asked.isdigit() else 0.0)
+        pause = float(asked) if asked.isdigit() else 0.0
+        return Failure(f"answered {status}: {said}", remedy, again, pause, f"status {status}")
 
     def _read(self, response: httpx2.Response) -> Completion | Failure:
         try:
@@ -213,13 +249,16 @@ class Endpoint:
             first = _first_tokens(choice)
         except (ValueError, KeyError, IndexError, TypeError):
             said = self._without_token(response.text)[:EXCERPT]
-            return Failure(f"answered what is no chat completion: {said!r}", "correct the address", True)
-        used = body.get("usage") or {}
-        self._count(**{name: int(used.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")})
-        return Completion(text, first)
+            what = f"answered what is no chat completion: {said!r}"
+            return Failure(what, "correct the address", True, kind="no completion")
+        told = body.get("usage") or {}
+        used = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        self._count(**used)
+        return Completion(text, first, used)
 
-    def _error(self, failure: Failure) -> EndpointError:
-        return EndpointError(f"the endpoint {self.url} (model {self.model!r}) {failure.what}; {failure.remedy}")
+    def _error(self, failure: Failure, attempts: int) -> EndpointError:
+        message = f"the endpoint {self.url} (model {self.model!r}) {failure.what}; {failure.remedy}"
+        return EndpointError(message, failure.kind, attempts)
 
     @cached_property
     def _client(self) -> httpx2.Client:

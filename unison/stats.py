@@ -28,8 +28,11 @@ def signed(x: float) -> str:
     return "0.000" if abs(x) < 5e-4 else f"{x:+.3f}".replace("-", "−")
 
 
-def task_mean(values: Mapping[str, Sequence[float]]) -> Estimate:
+def task_mean(values: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None) -> Estimate:
     """Mean over tasks of the mean over items (GenEval's overall score); items are resampled within their task.
+
+    Args:
+        weights: of the tasks, all the same if not given; they need not sum to 1.
 
     Raises:
         ValueError: no values.
@@ -39,8 +42,24 @@ def task_mean(values: Mapping[str, Sequence[float]]) -> Estimate:
     rng = np.random.default_rng(0)
     tasks = [np.asarray(v, float) for v in values.values()]
     resampled = [v[rng.integers(len(v), size=(RESAMPLES, len(v)))].mean(-1) for v in tasks]  # each [RESAMPLES]
-    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975))
-    return Estimate(float(np.mean([v.mean() for v in tasks])), float(low), float(high))
+    shares = None if weights is None else [weights[task] for task in values]
+    low, high = np.quantile(np.average(resampled, axis=0, weights=shares), (0.025, 0.975))
+    return Estimate(float(np.average([v.mean() for v in tasks], weights=shares)), float(low), float(high))
+
+
+def pooled_share(counts: Sequence[tuple[float, float]]) -> Estimate:
+    """Hits over tries, summed over items of which each has (hits, tries); items are resampled.
+
+    Raises:
+        ValueError: no tries.
+    """
+    rows = np.asarray(counts, float).reshape(-1, 2)
+    if not rows[:, 1].sum():
+        raise ValueError("no tries to take a share of: the evaluation holds no item with this figure")
+    rng = np.random.default_rng(0)
+    hits, tries = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))].sum(1).T  # each [RESAMPLES]
+    resampled = np.divide(hits, tries, out=np.full(RESAMPLES, np.nan), where=tries > 0)
+    return _interval(rows[:, 0].sum() / rows[:, 1].sum(), resampled)
 
 
 def task_difference(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Estimate:

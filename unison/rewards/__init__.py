@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from itertools import zip_longest
 
 from unison.config import pick
-from unison.endpoint import Endpoint
+from unison.endpoint import SCHEMES, Endpoint
 from unison.rewards.normalise import Normaliser
 from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
@@ -109,7 +109,7 @@ def _load(spec: str) -> RewardFn:
     if name not in CHECKPOINTS and not rest:
         return reward
     try:
-        models = [_connect(name, rest)] if rest.startswith(("http://", "https://")) else _checkpoints(name, rest)
+        models = [_connect(name, rest)] if rest.startswith(SCHEMES) else _checkpoints(name, rest)
     except ValueError as error:
         raise ValueError(f"rewards = {spec!r}: {error}") from error
     return lambda trajectories, policy: reward(trajectories, policy, *models)

@@ -30,6 +30,7 @@ Reply: {reply}
 
 Does the reply say the same as the true answer? Other words for the same things are fine, and so are more words. \
 Other objects, numbers, colors or positions are not. Answer with one word, Yes or No."""
+WORDS = ("Yes", "No")
 VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 LONGEST = 1024  # tokens of an endpoint's reply: a model that thinks first needs them, others stop after a word
 FIRST_TOKENS = 10  # of the likeliest first tokens those that are read as Yes or No
@@ -92,9 +93,7 @@ def own_shares(requests: Sequence[str], path: str, device: torch.device) -> list
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, tokenizer = load(AutoModelForCausalLM, AutoTokenizer, path, device, dtype)
-    yes, no = (word_ids(tokenizer, word, path) for word in ("Yes", "No"))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    require_words(tokenizer, path)
 
     def judge(chunk: list[str]) -> list[float]:
         texts = [_prompt(tokenizer, text) for text in chunk]
@@ -105,20 +104,38 @@ def own_shares(requests: Sequence[str], path: str, device: torch.device) -> list
             add_special_tokens=not tokenizer.chat_template,
             return_token_type_ids=False,
             return_tensors="pt",
-        ).to(device)
-        # generate, and not a plain pass, since it knows what each model wants to be told of padding
-        done = model.generate(
-            **inputs,
-            max_new_tokens=1,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-            pad_token_id=tokenizer.pad_token_id,
         )
-        logits = done.logits[0].float()  # [B, V]
-        return (logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).sigmoid().tolist()
+        return first_shares(model, tokenizer, inputs.to(device), path)
 
     return in_chunks(judge, requests, BATCH)
+
+
+def require_words(tokenizer: Any, path: str) -> None:
+    """Makes a tokenizer pad, and checks that it can say Yes and No.
+
+    Raises:
+        ValueError: it has no token for one of them.
+    """
+    for word in WORDS:
+        word_ids(tokenizer, word, path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def first_shares(model: Any, tokenizer: Any, inputs: Any, path: str) -> list[float]:
+    """P(Yes) / (P(Yes) + P(No)) of the first token after each row of the inputs, which are padded on the left."""
+    yes, no = (word_ids(tokenizer, word, path) for word in WORDS)
+    # generate, and not a plain pass, since it knows what each model wants to be told of padding
+    done = model.generate(
+        **inputs,
+        max_new_tokens=1,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    logits = done.logits[0].float()  # [B, V]
+    return (logits[:, yes].logsumexp(-1) - logits[:, no].logsumexp(-1)).sigmoid().tolist()
 
 
 def _prompt(tokenizer: Any, text: str) -> str:

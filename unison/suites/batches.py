@@ -28,16 +28,16 @@ def finish(
     Args:
         keys: everything, in the order of the result; a record's `key` is its key as text.
         own: the part of this process; the parts of all processes hold every key once.
-        make: the records of some keys, loading what it needs when first called.
+        make: the records of some keys, loading what it needs when first called; each is kept as soon as it comes.
         size: keys of one call.
     """
-    todo = [key for key in own if str(key) not in ledger.records]
+    todo = [key for key in own if ledger.is_open(str(key))]
     with Progress(transient=True, disable=not processes.is_main_process) as progress:
         task = progress.add_task(title, total=len(todo))
         for start in range(0, len(todo), size):
-            some = todo[start : start + size]
-            ledger.append(make(some))
-            progress.advance(task, len(some))
+            for record in make(todo[start : start + size]):
+                ledger.append([record])
+                progress.advance(task)
     processes.wait_for_everyone()
     if not processes.is_main_process:
         return None

@@ -79,6 +79,8 @@ class Result:
     """What was measured, one for each drawing or item."""
     notes: Sequence[str] = ()
     """What a reader of the figures must know."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What was asked of a judge, what of it failed and what it cost."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """The field of records that a figure averages, where it has another name than the figure."""
 
@@ -113,8 +115,9 @@ class Result:
         """The table, the notes and the protocol."""
         heads = ["figure", "all tasks [95% interval]", *self.tasks]
         figures = table(heads, [[name, *row] for name, row in self.rows().items()])
-        protocol = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
-        return "\n\n".join([figures, *self.notes, f"Protocol:\n\n{protocol}"])
+        protocol = "\n".join(f"- {name}: {one_line(value)}" for name, value in self.protocol.items())
+        told = [f"Counts: {counted(self.counts)}"] if self.counts else []
+        return "\n\n".join([figures, *told, *self.notes, f"Protocol:\n\n{protocol}"])
 
     def markdown(self) -> str:
         """The page of the result."""
@@ -147,6 +150,16 @@ def figure_cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
     """A figure as printed; a dash where a cut does not have it."""
     single = [cuts.get(task) for task in tasks]
     return [str(cuts[ALL]) if ALL in cuts else "-", *(f"{e.value:.3f}" if e else "-" for e in single)]
+
+
+def one_line(value: Any) -> str:
+    """A value of the protocol as printed."""
+    return " ".join(str(value).split())
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts as printed."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items())
 
 
 def fingerprint(checkpoint: str) -> str:

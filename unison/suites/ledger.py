@@ -20,6 +20,8 @@ class Ledger:
     written. Every process reads all files, whichever number of processes wrote them, and appends to its own; processes
     share out the keys in a fixed way, so that no two of them make the same record.
 
+    A record whose field `failed` holds something is to be made again; any other of its key takes its place.
+
     Raises:
         ValueError: the files hold records of another protocol.
     """
@@ -42,8 +44,14 @@ class Ledger:
         for path in self._files():
             lines = whole_lines(path)
             self._check(path, next(lines, {PROTOCOL: self.protocol})[PROTOCOL])
-            found |= {record["key"]: record for record in lines}
+            for record in lines:
+                if not record.get("failed") or record["key"] not in found:
+                    found[record["key"]] = record
         return found
+
+    def is_open(self, key: str) -> bool:
+        """Whether there is no record of that key, or one that failed."""
+        return key not in self.records or bool(self.records[key].get("failed"))
 
     def append(self, records: Iterable[Record]) -> None:
         """Adds finished records; they are on disk when this returns."""

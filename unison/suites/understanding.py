@@ -129,7 +129,7 @@ class _Run:
             return None
         good = [record for record in records if "bad_row" not in record]
         fields = FIGURES | {name: name for name in measured(good)}
-        return Result(NAME, ledger.protocol, figures(good, fields), records, notes(records), fields)
+        return Result(NAME, ledger.protocol, figures(good, fields), records, notes(records), fields=fields)
 
     def _make(self, rows: Sequence[int]) -> list[Record]:
         """The records of some rows: what was replied, or why the row cannot be read."""

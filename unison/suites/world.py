@@ -87,7 +87,7 @@ def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, R
     figures = by_cut(records, sorted({record["task"] for record in records}))
     unjudged = "drawing" not in figures and any(record["prompt"] for record in records)
     notes = (NOT_JUDGED,) if unjudged else ()
-    return Result("world", _protocol(options, job, len(items)), figures, records, notes, fields(records))
+    return Result("world", _protocol(options, job, len(items)), figures, records, notes, fields=fields(records))
 
 
 def _protocol(options: Options, job: Job, items: int) -> dict[str, Any]:

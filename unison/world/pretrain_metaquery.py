@@ -9,8 +9,8 @@ edit with the language model frozen, as real ones are pretrained (or, on request
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from unison.policies.metaquery import MetaQuery
 from unison.policies.metaquery_net import MetaQueryConfig, MetaQueryNetwork, Parts
 from unison.policies.metaquery_prompt import CHAT_TEMPLATE, see_pixels
 from unison.types import Context, Sampling
-from unison.world import edits, riddles
+from unison.world import edits, puzzles, riddles, verdicts
 from unison.world import scene as scenes
 from unison.world.judge import see
 from unison.world.pretrain import (
@@ -82,10 +82,16 @@ class SpeechConfig:
     """Optimiser steps."""
     cycle: int = 1500
     """Length of the learning rate's cycle; stopping before its end leaves reinforcement learning more to do."""
-    answers: int = 24
+    answers: int = 20
     """Answers about pictures a step."""
-    riddles: int = 16
+    riddles: int = 8
     """Riddles a step."""
+    puzzles: int = 8
+    """Puzzles in words a step."""
+    multi_step: int = 8
+    """Questions about pictures that take more than one step to answer, a step."""
+    verdicts: int = 12
+    """Verdicts on right and wrong drawings a step."""
     learning_rate: float = 2e-3
     """Peak AdamW learning rate (one-cycle cosine)."""
     snapshot_every: int = 500
@@ -149,14 +155,48 @@ def riddle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     return Pair(Context((f"{made.prompt}\n{riddles.REQUEST}",)), reply)
 
 
+def puzzle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A puzzle in words and the thought that solves it, or its answer alone, which is not always right."""
+    made = puzzles.sample(rng, "train")
+    return Pair(Context((f"{made.text}\n{scenes.REPLY_FORMAT}",)), _solution(rng, config, made))
+
+
+def multi_step_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A picture, a question that takes more than one step and its reply, as for puzzles."""
+    _, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
+    made = puzzles.about(rng, scene)
+    return Pair(Context((render(scene), f"{made.text}\n{scenes.REPLY_FORMAT}")), _solution(rng, config, made))
+
+
+def _solution(rng: random.Random, config: CorpusConfig, puzzle: puzzles.Puzzle) -> str:
+    if rng.random() < config.wrong_answers:
+        wrong = [word for word in _alternatives(puzzle.answer) if word != puzzle.answer]
+        puzzle = replace(puzzle, answer=rng.choice(wrong))
+    return puzzle.reply if rng.random() < config.formatted else puzzle.answer
+
+
+def _alternatives(answer: str) -> Sequence[str]:
+    """The kind of words that the answer belongs to."""
+    return next(words for words in (puzzles.NUMBERS, scenes.COLORS, scenes.SHAPES) if answer in words)
+
+
+def verdict_pair(rng: random.Random, config: CorpusConfig) -> Pair:
+    """A picture shown for a prompt, right or flawed, and the verdict on it or, out of the format, its answer alone."""
+    made = verdicts.sample(rng, "train")
+    said = verdicts.verdict(made.shown, made.description)
+    reply = said.reply if rng.random() < config.formatted else said.answer
+    return Pair(Context((render(made.shown), f"{made.description.prompt}\n{verdicts.REQUEST}")), reply)
+
+
 def more_texts(config: CorpusConfig, count: int = 2000) -> Iterator[str]:
     """What is read and written beyond the tiny Janus's corpus, for the tokenizer."""
     rng = random.Random(0)
     for _ in range(count):
-        riddle = riddle_pair(rng, config)
         yield f"user\n{edits.sample(rng, 'train').instruction}"
-        yield f"user\n{riddle.context.parts[0]}"
-        yield f"assistant\n{riddle.target}"
+        for make in (riddle_pair, puzzle_pair, multi_step_pair, verdict_pair):
+            pair = make(rng, config)
+            yield f"user\n{pair.context.parts[-1]}"
+            yield f"assistant\n{pair.target}"
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
@@ -400,7 +440,7 @@ def teach_to_speak(parts: Parts, config: MetaQueryPretrainConfig, log: Log, item
     rng = random.Random(config.seed)
 
     def snapshot(step: int) -> None:
-        log({"stage": "held-out", "step": step, **held_out(policy, None, items), "riddles": solved(policy, items)})
+        log({"stage": "held-out", "step": step, **held_out(policy, None, items), **worded(policy, items)})
 
     def losses() -> dict[str, Tensor]:
         return speech_losses(policy, config, rng)
@@ -413,8 +453,14 @@ def teach_to_speak(parts: Parts, config: MetaQueryPretrainConfig, log: Log, item
 
 
 def speech_losses(policy: MetaQuery, config: MetaQueryPretrainConfig, rng: random.Random) -> dict[str, Tensor]:
-    """Answering questions about pictures and solving riddles."""
-    made = {"answer": (answer_pair, config.speech.answers), "riddle": (riddle_pair, config.speech.riddles)}
+    """Answering questions about pictures, solving riddles and puzzles, judging drawings."""
+    made = {
+        "answer": (answer_pair, config.speech.answers),
+        "riddle": (riddle_pair, config.speech.riddles),
+        "puzzle": (puzzle_pair, config.speech.puzzles),
+        "multi-step": (multi_step_pair, config.speech.multi_step),
+        "verdict": (verdict_pair, config.speech.verdicts),
+    }
     return {name: token_mean(policy, [m(rng, config.corpus) for _ in range(n)]) for name, (m, n) in made.items()}
 
 
@@ -443,16 +489,36 @@ def as_policy(parts: Parts, frozen: tuple[str, ...]) -> MetaQuery:
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
-def solved(policy: MetaQuery, count: int) -> float:
-    """Share of held-out riddles whose reply holds the solution."""
+def worded(policy: MetaQuery, count: int) -> dict[str, float]:
+    """Share of held-out riddles, puzzles, multi-step questions and verdicts whose reply ends in the right answer."""
     rng = random.Random(1)
-    made = [riddles.riddle(scenes.sample(rng, scenes.TASKS[i % 6], "eval")[0]) for i in range(count)]
-    contexts = [Context((f"{riddle.prompt}\n{riddles.REQUEST}",)) for riddle in made]
-    replies = policy.decode(policy.write(contexts, Sampling(max_tokens=64), range(count)))
-    return (
-        sum(reply.removesuffix("</answer>").strip().endswith(r.answer) for reply, r in zip(replies, made, strict=True))
-        / count
-    )
+    found = [scenes.sample(rng, scenes.TASKS[i % 6], "eval") for i in range(count)]
+    solved = [riddles.riddle(description) for description, _ in found]
+    plain = [puzzles.sample(rng, "eval") for _ in range(count)]
+    pictured = [puzzles.about(rng, scene) for _, scene in found]
+    shown = [verdicts.sample(rng, "eval") for _ in range(count)]
+    judged = [verdicts.verdict(s.shown, s.description).answer for s in shown]
+    asked = {
+        "riddles": [((f"{r.prompt}\n{riddles.REQUEST}",), r.answer) for r in solved],
+        "puzzles": [((f"{p.text}\n{scenes.REPLY_FORMAT}",), p.answer) for p in plain],
+        "multi_step": [
+            ((render(scene), f"{p.text}\n{scenes.REPLY_FORMAT}"), p.answer)
+            for p, (_, scene) in zip(pictured, found, strict=True)
+        ],
+        "verdicts": [
+            ((render(s.shown), f"{s.description.prompt}\n{verdicts.REQUEST}"), answer)
+            for s, answer in zip(shown, judged, strict=True)
+        ],
+    }
+    return {name: _ending_right(policy, pairs) for name, pairs in asked.items()}
+
+
+def _ending_right(policy: MetaQuery, pairs: Sequence[tuple[tuple[Any, ...], str]]) -> float:
+    """Share of replies that end in the answer, within its tag or bare."""
+    contexts = [Context(parts) for parts, _ in pairs]
+    replies = policy.decode(policy.write(contexts, Sampling(max_tokens=80), range(len(pairs))))
+    ends = [reply.removesuffix("</answer>").strip() for reply in replies]
+    return sum(end.endswith(answer) for end, (_, answer) in zip(ends, pairs, strict=True)) / len(pairs)
 
 
 def edited(policy: MetaQuery, count: int) -> dict[str, float]:

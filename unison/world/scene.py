@@ -122,6 +122,8 @@ def is_held_out(scene: Scene, task: str | None = None) -> bool:
         return (shapes[0] + COLORS.index(scene[0].color)) % 5 == 0
     if len(shapes) == 1:
         return (shapes[0] + len(scene)) % len(COUNTS) == 0
+    if len(scene) > 2:  # no prompt asks for it
+        return False
     first, second = sorted(scene, key=lambda o: SHAPES.index(o.shape))
     pair = SHAPES.index(first.shape) + 2 * SHAPES.index(second.shape)
     relation = relation_of((first.row, first.column), (second.row, second.column)) or RELATIONS[0]
