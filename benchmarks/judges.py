@@ -51,6 +51,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "aesthetic": ("clip", "head"),
     "geneval": ("detector", "clip"),
     "geneval_strict": ("detector", "clip"),
+    "geneval_verdict": ("detector", "clip"),
+    "geneval_improvement": ("detector", "clip"),
 }
 """What `build` makes for each reward with checkpoints, in the reward's order."""
 

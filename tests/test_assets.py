@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +11,17 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from unison.config import PolicyConfig, RunConfig
+from unison.config import PolicyConfig
 from unison.data import open_items
 from unison.evaluate import evaluate
 from unison.policies import ASSETS, load_policy
+from unison.policies.metaquery import MetaQuery
 from unison.policies.showo import ShowO
 from unison.recipes.corl import tiny_unified
-from unison.recipes.unirl import tiny_showo_grpo
+from unison.types import Sampling
 from unison.world.pretrain import CorpusConfig, LanguageConfig, PretrainConfig, pretrain_janus
+from unison.world.pretrain_metaquery import repaint as repaint_metaquery
+from unison.world.pretrain_showo import SAMPLED as SHOWO_DRAWS
 from unison.world.pretrain_showo import pretrain_showo
 from unison.world.pretrain_showo import repaint as repaint_showo
 from unison.world.pretrain_vq import (
@@ -70,14 +73,24 @@ def test_the_tiny_showo_is_small_and_its_image_tokenizer_keeps_what_the_judge_ne
     assert judge_agreement(partial(repaint_showo, showo.network.image_tokenizer), count=300) >= 0.97
 
 
+def test_the_tiny_metaquery_is_small_and_its_autoencoder_keeps_what_the_judge_needs():
+    folder = ASSETS / "tiny-metaquery"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8 * 2**20
+    metaquery = load_policy(PolicyConfig("assets/tiny-metaquery"))
+    assert isinstance(metaquery, MetaQuery)
+    assert judge_agreement(partial(repaint_metaquery, metaquery.network.vae), count=300) >= 0.97
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [tiny_unified, tiny_showo_grpo])
-def test_a_tiny_model_leaves_room_on_both_sides(recipe: Callable[[], RunConfig]):
+@pytest.mark.parametrize(
+    ("path", "drawn"), [("assets/tiny-janus", tiny_unified().scenario.image), ("assets/tiny-showo", SHOWO_DRAWS)]
+)
+def test_a_tiny_model_leaves_room_on_both_sides(path: str, drawn: Sampling):
     """The tiny Show-o draws 0.448 right, a hair below what is wanted."""
-    config = recipe()
-    items = open_items("world", "eval", tiny_unified().data, 0, 600)
-    settings = (config.scenario, tiny_unified().evaluation)
-    figures = evaluate(load_policy(config.policy), [items[i] for i in range(600)], *settings).figures()
+    config = tiny_unified()
+    items = open_items("world", "eval", config.data, 0, 600)
+    settings = (replace(config.scenario, image=drawn), config.evaluation)
+    figures = evaluate(load_policy(PolicyConfig(path)), [items[i] for i in range(600)], *settings).figures()
     assert figures["drawing"].high >= 0.45
     assert figures["drawing"].value <= 0.75
     assert 0.45 <= figures["answer"].value <= 0.8

@@ -205,7 +205,14 @@ def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     "name",
-    ["benchmarks.run", "benchmarks.rewards", "benchmarks.masked", "benchmarks.gradients", "benchmarks.denoising"],
+    [
+        "benchmarks.run",
+        "benchmarks.rewards",
+        "benchmarks.masked",
+        "benchmarks.gradients",
+        "benchmarks.denoising",
+        "benchmarks.remote",
+    ],
 )
 def test_every_benchmark_finds_its_section(name: str, tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"

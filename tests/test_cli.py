@@ -101,8 +101,8 @@ def test_a_reward_may_be_given_an_endpoint_which_is_tried(
 def test_every_recipe_passes_a_dry_run_without_a_download(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    if "tiny-showo" in recipe and not (ASSETS / "tiny-showo").is_dir():
-        pytest.skip("assets/tiny-showo is not there: `unison pretrain showo` makes it")
+    if recipe.startswith("unirl-zero/tiny") and not (ASSETS / "tiny-metaquery").is_dir():
+        pytest.skip("assets/tiny-metaquery is not there: `unison pretrain metaquery` makes it")
     run(monkeypatch, "train", recipe, "--dry-run")
     shown = capsys.readouterr().out
     assert "memory of one process" in shown
@@ -133,6 +133,15 @@ def test_mistakes_are_one_line_with_the_remedy(
     shown = fails(monkeypatch, capsys, *words)
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_a_cold_start_is_left_out_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run(monkeypatch, "train", "unirl-zero/think", "--skip-cold-start", "--dry-run")
+    shown = capsys.readouterr().out
+    assert "stage rl" in shown
+    assert "cold-start" not in shown
+    for recipe in ("unirl-zero/draw", "corl/tiny"):
+        assert "cold start" in fails(monkeypatch, capsys, "train", recipe, "--skip-cold-start", "--dry-run")
 
 
 def test_an_unknown_field_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unison.endpoint import TOKEN, Completion, Endpoint, EndpointError, Message
+from unison.client import ClientError
+from unison.endpoint import TOKEN, Completion, Endpoint, Message
 
 Serve = Callable[..., str]
 
@@ -112,9 +113,7 @@ def test_a_failure_that_may_pass_is_tried_again(failure: tuple[int, Any], serve_
 
 def test_attempts_are_bounded_and_the_error_says_what_happened(serve_chat: Serve) -> None:
     endpoint = quick(serve_chat(lambda asked, headers: (500, "out of memory")), attempts=3)
-    with pytest.raises(
-        EndpointError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"
-    ):
+    with pytest.raises(ClientError, match=r"http://127.0.0.1:\d+/v1 \(model 'judge'\) answered 500: out of memory; l"):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 3
 
@@ -127,7 +126,7 @@ def test_outcomes_hold_an_error_in_the_place_of_what_failed_with_its_kind_and_co
     endpoint = quick(serve_chat(fail_some), attempts=2)
     conversations = [[Message("user", (text,))] for text in ("a", "500", "b", "400", "page")]
     told = list(endpoint.outcomes(conversations, 8))
-    kinds = [(one.kind, one.attempts) if isinstance(one, EndpointError) else (one.text, one.used) for one in told]
+    kinds = [(one.kind, one.attempts) if isinstance(one, ClientError) else (one.text, one.used) for one in told]
     used = {"prompt_tokens": 0, "completion_tokens": 0, "attempts": 1}
     failed = [("status 500", 2), ("status 400", 1), ("no completion", 2)]
     assert kinds == [("a", used), failed[0], ("b", used), failed[1], failed[2]]
@@ -157,14 +156,14 @@ def test_a_check_can_show_a_picture(serve_chat: Serve) -> None:
 
     endpoint = quick(serve_chat(blind))
     endpoint.check()
-    with pytest.raises(EndpointError, match=r"answered 400: .*no images"):
+    with pytest.raises(ClientError, match=r"answered 400: .*no images"):
         endpoint.check(image=Image.new("RGB", (8, 8)))
     assert [part["type"] for part in seen[1]] == ["image_url", "text"]
 
 
 def test_a_request_that_the_server_refuses_is_not_repeated(serve_chat: Serve) -> None:
     endpoint = quick(serve_chat(lambda asked, headers: (400, {"error": "too long"})))
-    with pytest.raises(EndpointError, match=r"answered 400: .*too long.*see what the server says"):
+    with pytest.raises(ClientError, match=r"answered 400: .*too long.*see what the server says"):
         ask(endpoint, "a")
     assert endpoint.counts["attempts"] == 1
 
@@ -175,7 +174,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(serve_chat: Serve) ->
         return says("late")
 
     endpoint, start = quick(serve_chat(sleep), timeout=0.05, attempts=2), time.perf_counter()
-    with pytest.raises(EndpointError, match=r"gave no answer in 0.05 s; is the server overloaded"):
+    with pytest.raises(ClientError, match=r"gave no answer in 0.05 s; is the server overloaded"):
         ask(endpoint, "a")
     assert time.perf_counter() - start < 0.9
     assert endpoint.counts["attempts"] == 2
@@ -185,18 +184,18 @@ def test_a_server_that_is_not_there_is_named_with_the_remedy() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(EndpointError, match=rf"http://127.0.0.1:{port}/v1 .*cannot be reached .*start the server"):
+    with pytest.raises(ClientError, match=rf"http://127.0.0.1:{port}/v1 .*cannot be reached .*start the server"):
         quick(f"http://127.0.0.1:{port}/v1#m").check()
 
 
 def test_a_path_without_chat_completions_is_named_with_the_remedy(serve_chat: Serve) -> None:
-    with pytest.raises(EndpointError, match=r"answered 404: .*does the URL end where /chat/completions follows"):
+    with pytest.raises(ClientError, match=r"answered 404: .*does the URL end where /chat/completions follows"):
         quick(serve_chat(echo).replace("/v1", "")).check()
 
 
 @pytest.mark.parametrize("address", ["http://host:1/v1", "host:1/v1#m", "ftp://host#m", "http://#m", "http://h:x#m"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(EndpointError, match=r"is no endpoint: write http://host:port/v1#model"):
+    with pytest.raises(ClientError, match=r"is no endpoint: write http://host:port/v1#model"):
         Endpoint.parse(address)
 
 
@@ -226,14 +225,14 @@ def test_a_wrong_token_is_an_error_that_names_the_variable_and_not_the_token(
 ) -> None:
     monkeypatch.setenv(TOKEN, token)
     endpoint = quick(serve_chat(guarded))
-    with pytest.raises(EndpointError, match=f"answered 401: .*environment variable {TOKEN}") as caught:
+    with pytest.raises(ClientError, match=f"answered 401: .*environment variable {TOKEN}") as caught:
         endpoint.check()
     assert "wrong-token" not in str(caught.value)
     assert endpoint.counts["attempts"] == 1
 
 
 def test_a_token_in_the_address_is_refused_and_not_repeated() -> None:
-    with pytest.raises(EndpointError, match=f"put it into the environment variable {TOKEN}") as caught:
+    with pytest.raises(ClientError, match=f"put it into the environment variable {TOKEN}") as caught:
         Endpoint.parse("http://user:secret@host/v1#m")
     assert "secret@" not in str(caught.value)
 

@@ -32,14 +32,15 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ["policies.causal"],
     ],
     "L2 models, rewards, data": [
+        ["client"],
         ["world.judge", "endpoint"],
-        ["policies policies.*", "rewards rewards.*", "data rows prompts wanted"],
+        ["policies policies.*", "rewards rewards.*", "data rows prompts wanted world.items"],
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
-        ["rollout", "checkpoint", "environment", "plan", "merge"],
+        ["rollout", "checkpoint", "environment", "plan", "merge", "serve"],
         ["evaluate"],
-        ["drift", "suites suites.*"],
+        ["drift", "retention", "suites suites.*"],
         ["report", "train_log", "chain"],
         ["compare"],
     ],

@@ -126,7 +126,7 @@ def test_an_endpoint_that_fails_later_stops_the_run_or_abstains(serve_chat: Serv
     answers = [(200, {"choices": [{"message": {"content": "Yes"}}]})]
     spec = f"llm_judge:{serve_chat(lambda asked, headers: answers.pop() if answers else (400, {'error': 'full'}))}"
     rewards = load_rewards([spec])
-    with pytest.raises(RuntimeError, match=r"answered 400: .*full"):
+    with pytest.raises(ValueError, match=r"answered 400: .*full"):
         score(said("a circle, red"), rewards, {spec: 1.0})
     rows = said("a circle, red")
     score(rows, rewards, {spec: 1.0}, abstain_on_error=(spec,))

@@ -128,7 +128,7 @@ def tokens_of(mask: Tensor) -> Tokens:
 
 
 def test_totals_count_turns_and_trained_decisions() -> None:
-    assert totals([tokens_of(row) for row in MASK]) == Totals(3, 4)
+    assert totals(list(MASK)) == Totals(3, 4)
 
 
 # -- the clipped objective ----------------------------------------------------------------------------------------
@@ -147,6 +147,7 @@ def batch(logp: Any, old: Any = None, advantage: Any = 1.0, reference: Any = Non
         advantage=torch.as_tensor(advantage, dtype=torch.float64).expand(shape[0]),
         mask=torch.ones(shape, dtype=torch.bool),
         weight=torch.full(shape, weight, dtype=torch.float64),
+        group=torch.zeros(shape[0], dtype=torch.int64),
     )
 
 
@@ -164,6 +165,7 @@ def random_batch(beta: bool = False, drift: float = 0.3) -> TurnBatch:
         advantage=torch.randn(6, generator=g, dtype=torch.float64),
         mask=mask,
         weight=torch.zeros(6, 5),
+        group=torch.tensor([0, 0, 1, 1, 2, 2]),
     )
 
 
@@ -266,7 +268,7 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
-        importance_sampling_level="token",
+        importance_sampling_level="token" if config.level == "decision" else config.level,
         beta=config.kl_beta,
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
         loss_type=loss_type,
@@ -309,6 +311,28 @@ def test_loss_and_gradient_agree_with_trl(aggregation: Any, loss_type: str, beta
     assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_a_ratio_of_whole_sequences_agrees_with_trl(beta: float) -> None:
+    config = ObjectiveConfig(level="sequence", clip_low=0.02, clip_high=0.03, kl_beta=beta)
+    b = weighted(random_batch(beta=True), config)
+    b = b if beta else replace(b, kl=None)
+    ours, metrics = grpo(b, config)
+    theirs = trl_loss(b, config, "grpo")
+    assert 0 < metrics["clip_fraction"] < metrics["decisions"]
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, b.logp)[0] for loss in (ours, theirs)]
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
+
+
+def test_the_ratio_of_a_sequence_by_hand() -> None:
+    logp = torch.tensor([[0.1, 0.3], [0.0, -0.4]], dtype=torch.float64)
+    b = batch(logp, [0.0, 0.0], [1.0, -2.0], weight=0.25)  # two turns of two decisions
+    loss, metrics = grpo(b, ObjectiveConfig(level="sequence"))
+    ratios = math.exp(0.2), math.exp(-0.2)  # of the means 0.2 and -0.2
+    assert loss.item() == pytest.approx((-min(ratios[0], 1.2) + 2 * max(ratios[1], 0.8)) / 2)
+    assert metrics["ratio"] == pytest.approx(2 * sum(ratios))
+
+
 @pytest.mark.parametrize("divide", [True, False])
 def test_advantages_agree_with_trls_formula(divide: bool) -> None:
     rewards = torch.rand(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -317,6 +341,50 @@ def test_advantages_agree_with_trls_formula(divide: bool) -> None:
         theirs = theirs / (rewards.std(1, keepdim=True) + 1e-4)
     ours = torch.tensor(advantages(rewards.tolist(), divide_by_std=divide)[0], dtype=torch.float64)
     assert torch.allclose(ours, theirs)
+
+
+# -- rloo ---------------------------------------------------------------------------------------------------------
+
+
+def test_leaving_one_out_compares_with_the_mean_of_the_others() -> None:
+    (group,), metrics = advantages([[1.0, 2.0, 6.0]], kind="rloo", divide_by_std=False)
+    assert group == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5])
+    assert metrics["mean"] == 3
+    (group,), _ = advantages([[1.0, None, 6.0]], kind="rloo", divide_by_std=False)
+    assert group == [-5.0, None, 5.0]
+    assert advantages([[None, 3.0]], kind="rloo", divide_by_std=False)[0] == [[None, 0.0]]
+
+
+def test_rloos_gradient_agrees_with_trl_where_the_policy_has_not_moved() -> None:
+    """`RLOOTrainer._compute_loss` itself, whose ratio is of whole sequences."""
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    config = ObjectiveConfig(aggregation="constant", constant_length=1)
+    b = weighted(random_batch(), config)
+    b = replace(b, old_logp=b.logp.detach())
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (b.logp, torch.zeros_like(b.logp), None),
+        aux_loss_enabled=False,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
+        _metrics={"train": defaultdict(list)},
+    )
+    inputs = {
+        "prompt_ids": torch.zeros(len(b.mask), 1).long(),
+        "prompt_mask": torch.ones(len(b.mask), 1).long(),
+        "completion_ids": torch.zeros(b.mask.shape).long(),
+        "completion_mask": b.mask.long(),
+        "advantages": b.advantage,
+        "old_logps": (b.old_logp * b.mask).sum(1),
+    }
+    theirs = RLOOTrainer._compute_loss(trainer, None, inputs)  # type: ignore[arg-type]
+    ours, _ = grpo(b, config)
+    gradients = [torch.autograd.grad(loss, b.logp)[0] for loss in (ours, theirs)]
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
 
 
 # -- 4. micro-batches ---------------------------------------------------------------------------------------------
@@ -330,6 +398,7 @@ def part(b: TurnBatch, rows: slice) -> TurnBatch:
         b.advantage[rows],
         b.mask[rows],
         b.weight[rows],
+        b.group[rows].unique(return_inverse=True)[1],
     )
 
 
@@ -361,6 +430,7 @@ def turn_batch(
         advantage,
         mask,
         decision_weights(mask, actions[0].modality, total, config),
+        torch.zeros(len(turns), dtype=torch.int64),
     )
 
 
@@ -376,7 +446,7 @@ def test_micro_batches_leave_the_policys_gradient_unchanged(policy: Policy, moda
     if modality == "text":
         turns[1:3] = [Turn(t.context, shortened(t.action, 4)) for t in turns[1:3]]
     advantage, config = torch.linspace(-1, 1, 6), ObjectiveConfig(aggregation=aggregation, constant_length=36)
-    total = totals([turn.action for turn in turns])
+    total = totals([turn.action.mask for turn in turns])
     trained = [p for p in policy.parameters() if p.requires_grad]
 
     def gradient(size: int) -> list[Tensor]:

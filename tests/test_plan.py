@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 
 from unison.config import ObjectiveConfig, PolicyConfig, RunConfig
 from unison.plan import estimate_memory
 from unison.policies import family_of, load_policy
 from unison.policies.magvit import MagvitConfig
-from unison.policies.shapes import LOCAL, showo_sizes
+from unison.policies.shapes import LOCAL, SANA_KEPT, SANA_KEPT_GATED, showo_sizes
 from unison.policies.showo import ShowO
 from unison.policies.showo_net import PhiSizes, ShowOConfig, ShowONetwork
 from unison.recipes import corl, unirl
@@ -24,7 +26,7 @@ from unison.world.pretrain_showo import build_tokenizer
 SHOW_O_TARGETS = r"showo\..*\.(q_proj|k_proj|v_proj|dense|fc1|fc2)"
 
 
-@pytest.fixture(scope="module", params=["checkpoint", "showo", "showo_clip"])
+@pytest.fixture(scope="module", params=["checkpoint", "showo", "showo_clip", "metaquery"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of every family, and a Show-o that reads images through CLIP."""
     made = request.getfixturevalue(request.param)
@@ -42,7 +44,7 @@ def config(path: Path, kl_beta: float = 0.0, **policy: Any) -> RunConfig:
 
 
 def targets(path: Path) -> str:
-    return PolicyConfig.lora_targets if family_of(str(path)) == "janus" else SHOW_O_TARGETS
+    return SHOW_O_TARGETS if family_of(str(path)) == "showo" else PolicyConfig.lora_targets
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -121,7 +123,14 @@ def kept_for_the_backward_pass(layers: int, side: int) -> int:
     policy = ShowO(network, tokenizer, PolicyConfig("small", compute_dtype="bfloat16"))
     context = Context(("a",))
     drawing = policy.draw([context], Sampling(rounds=1), [0])
-    own = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept = kept_by(policy, lambda: policy([context], drawing)[0])
+    copies = sum(p.numel() for p in network.showo.model.layers.parameters() if p.ndim == 2)  # autocast's
+    return kept - copies
+
+
+def kept_by(network: torch.nn.Module, compute: Callable[[], torch.Tensor]) -> int:
+    """Values of two bytes that a computation keeps, other than the network's own weights."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
@@ -130,10 +139,8 @@ def kept_for_the_backward_pass(layers: int, side: int) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        logp = policy([context], drawing)[0]
-    assert logp.requires_grad
-    copies = sum(p.numel() for p in network.showo.model.layers.parameters() if p.ndim == 2)  # autocast's
-    return sum(storage.nbytes() for storage in saved.values()) // 2 - copies
+        assert compute().requires_grad
+    return sum(storage.nbytes() for storage in saved.values()) // 2
 
 
 def test_a_layer_of_show_o_keeps_about_what_is_estimated():
@@ -141,3 +148,32 @@ def test_a_layer_of_show_o_keeps_about_what_is_estimated():
     found = (kept_for_the_backward_pass(4, side) - kept_for_the_backward_pass(2, side)) / 2 / side**2
     sizes = ShowOConfig(False, 400, 64, side**2, phi=PhiSizes(256, 1024, 2, 4))
     assert found == pytest.approx(showo_sizes(sizes, PAINTER, None).kept, rel=0.25)
+
+
+def kept_for_a_noisy_state(layers: int, ratio: float, width: int = 128, side: int = 16) -> int:
+    """Values that a SANA of so many blocks keeps for one state."""
+    heads = width // 32
+    network: Any = SanaTransformer2DModel(
+        num_attention_heads=heads,
+        num_layers=layers,
+        num_cross_attention_heads=heads,
+        cross_attention_head_dim=32,
+        cross_attention_dim=width,
+        caption_channels=64,
+        mlp_ratio=ratio,
+        sample_size=side,
+    )
+    inputs = {"encoder_hidden_states": torch.randn(1, 4, 64), "timestep": torch.ones(1)}
+
+    def compute() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(torch.randn(1, 32, side, side), **inputs, return_dict=False)[0]
+
+    copies = sum(p.numel() for p in network.transformer_blocks.parameters() if p.ndim >= 2)  # autocast's
+    return kept_by(network, compute) - copies
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.5])
+def test_a_block_of_sana_keeps_about_what_is_estimated(ratio: float):
+    found = (kept_for_a_noisy_state(4, ratio) - kept_for_a_noisy_state(2, ratio)) / 2 / 16**2
+    assert found == pytest.approx(128 * (SANA_KEPT + SANA_KEPT_GATED * ratio), rel=0.1)

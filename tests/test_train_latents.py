@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from unison.config import (
     to_json,
 )
 from unison.evaluate import evaluate
-from unison.policies import masked, sde, tokens
+from unison.policies import masked, noising, sde, tokens
 from unison.policies.base import Policy, by_kind, sampled
 from unison.scenarios.common import Seeds, windowed
 from unison.train import Trainer, parameter_groups
@@ -62,7 +62,7 @@ class Sketcher(Policy):
     """A policy of that network: three words a reply, drawings of 8 x 8 pixels that are their own latents."""
 
     family = "sketch"
-    abilities = frozenset({"draw", "write"})
+    abilities = frozenset({"draw", "write", "denoise drawings"})
     chunk = 0
     """States scored in one pass; 0 takes all."""
 
@@ -106,22 +106,27 @@ class Sketcher(Policy):
                 logp = tokens.step(self.logits(some), sampling.temperature, ids=ids)[1]
                 found = tokens.beside_divergence(list(logp), given)
             else:
-                found = sde.score(self.velocity(some, sampling), latents(its), given, self.chunk)
+                score = sde.score if sampling.steps else noising.score
+                found = score(self.velocity(some, sampling), latents(its), given, self.chunk)
             scores |= dict(zip(rows, found, strict=True))
         return [scores[row] for row in range(len(actions))]
 
     def anchors(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
         if actions[0].modality == "text":
             return super().anchors(contexts, actions)
+        of_states = sde.means if actions[0].sampling.steps else noising.velocities
         with torch.no_grad():
-            return sde.means(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
+            return of_states(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
 
     def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+        whole = super().thin(actions, optim, seed)
+        if optim.scoring == "noised":
+            whole = noising.noised_alike(whole, seed)
         return [
-            masked.thinned(s, torch.arange(len(s.action)), s.action.path, optim.scored_rounds, seed)
+            masked.thinned(s, torch.arange(len(s.action)), s.action.path[0], optim.scored_rounds, seed)
             if isinstance(s.action, Latents)
             else s
-            for s in super().thin(actions, optim, seed)
+            for s in whole
         ]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
@@ -330,10 +335,10 @@ def test_a_stopped_run_resumes_bit_for_bit(start: Callable[..., Trainer], kind: 
     stopped = start("stopped", **fields)
     roll_out = stopped.roll_out
 
-    def until_step_3() -> list[Trajectory]:
+    def until_step_3(known: Set[str]) -> list[Trajectory]:
         if stopped.step == 3:
             raise KeyboardInterrupt
-        return roll_out()
+        return roll_out(known)
 
     stopped.roll_out = until_step_3  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -498,7 +503,7 @@ def test_a_random_choice_depends_on_the_run_and_the_step_alone() -> None:
 def test_siblings_and_groups_of_a_step_train_the_same_steps(start: Callable[..., Trainer]) -> None:
     trainer = start("run", scenario__window=WindowConfig("random", size=2, every=1))
     trained = []
-    for trainer.step in (1, 2, 3, 4):
+    for trainer.step in (1, 2, 3, 4):  # the windows follow from it
         masks = {tuple(t.turns[0].action.mask.tolist()) for t in trainer.roll_out()}
         assert len(masks) == 1
         trained.append(masks.pop())

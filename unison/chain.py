@@ -11,6 +11,8 @@ from unison.checkpoint import last_state
 from unison.config import Chain, RunConfig, from_json, to_json
 
 FILE = "chain.json"
+COLD_START = "cold-start"
+"""Name of a stage that may be left out."""
 
 
 def placed(chain: Chain, out: Path) -> list[RunConfig]:
@@ -31,6 +33,21 @@ def placed(chain: Chain, out: Path) -> list[RunConfig]:
             policy = replace(policy, path=str(out / stage.start / "checkpoints" / "final"))
         configs[stage.name] = replace(stage.config, out=out / stage.name, policy=policy)
     return list(configs.values())
+
+
+def without_cold_start(chain: Chain) -> Chain:
+    """The chain without its cold start; what would start from that starts from its own checkpoint.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if COLD_START not in [stage.name for stage in chain]:
+        raise ValueError(f"--skip-cold-start: the recipe has no cold start, a stage named {COLD_START!r}")
+    return tuple(
+        replace(stage, start="" if stage.start == COLD_START else stage.start)
+        for stage in chain
+        if stage.name != COLD_START
+    )
 
 
 def save(configs: Sequence[RunConfig], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, eval, sample, merge, join, pretrain, recipes, report, export."""
+"""The command line: train, eval, sample, merge, join, pretrain, serve-reward, recipes, report, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from unison.config import Chain, JoinConfig, RunConfig, from_json
+from unison.config import Chain, JoinConfig, RunConfig, ServeConfig, from_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -26,6 +26,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
 
   unison train <recipe> [--field value ...]    train, evaluate before and after, write a report
   unison train <recipe> --data <path>          the same on your rows: JSONL, Parquet, a folder or a hub id
+  unison train <recipe> --algorithm <name>     the same by another algorithm: dapo, gspo, ...
   unison train --config <run>/config.json      repeat a run
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
@@ -37,8 +38,8 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison sample ask <checkpoint> <image> <question>
   unison merge <checkpoint> <checkpoint> ...   merge fine-tuned checkpoints of one base
   unison join <language-model> <diffusion>     join a Qwen2.5-VL and a diffusion model into one checkpoint
-  unison pretrain janus                        make a bundled tiny model from scratch: janus or showo (metaquery, not
-                                               bundled yet, too)
+  unison pretrain janus                        make a bundled tiny model from scratch: janus, showo or metaquery
+  unison serve-reward <reward> ...             judge for runs elsewhere: --rewards.remote:http://host:port/<reward> 1
   unison recipes                               list the recipes
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
@@ -56,6 +57,10 @@ class TrainArgs:
     """Replace the run folder if it exists."""
     dry_run: bool = False
     """Check configuration, data and memory, print the plan and stop; nothing is downloaded."""
+    skip_cold_start: bool = False
+    """Leave out a chain's cold start."""
+    algorithm: str = ""
+    """Train by this algorithm, one of those that `unison recipes` lists: it sets fields of the recipe before you do."""
     skip_bad_rows: bool = False
     """Count and skip data rows that cannot be read (short for --data.skip-bad-rows)."""
     data: tuple[str, ...] = ()
@@ -67,6 +72,7 @@ class TrainArgs:
 def train(words: Sequence[str]) -> None:
     """`train <recipe>`, `train --config <file>` or `train --resume <run>`."""
     from unison import recipes
+    from unison.recipes.algorithms import trained_by
 
     if words and words[0] == "--resume":
         return _resume(words[1:])
@@ -80,9 +86,20 @@ def train(words: Sequence[str]) -> None:
         recipe, rest = recipes.find(recipes.DEFAULT)(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
+    if algorithm := _option(rest, "--algorithm"):
+        recipe = trained_by(recipe, algorithm)
     if isinstance(recipe, RunConfig):
         return _train_run(_parse(recipe, rest))
     return _train_chain(recipe, Path("runs") / words[0].replace("/", "-"), rest)
+
+
+def _option(words: Sequence[str], name: str) -> str:
+    """The value of an option that must be known before the others are read; nothing where it is not given."""
+    for number, word in enumerate(words):
+        option, given, value = word.partition("=")
+        if option == name:
+            return value if given else next(iter(words[number + 1 :]), "")
+    return ""
 
 
 def _parse(default: RunConfig, words: Sequence[str], stage: str = "", stages: Sequence[str] = ()) -> TrainArgs:
@@ -116,6 +133,8 @@ def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
 
 
 def _train_run(args: TrainArgs) -> None:
+    if args.skip_cold_start:
+        raise ValueError(f"--skip-cold-start: {args.run.recipe} is one run, without a cold start")
     if args.dry_run:
         from unison.plan import dry_run
 
@@ -130,6 +149,13 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
 
     names = [stage.name for stage in stages]
     parsed = [_parse(dataclasses.replace(s.config, out=out), words, s.name, names) for s in stages]
+    if parsed[0].skip_cold_start:
+        stages = chain.without_cold_start(stages)
+        parsed = [
+            dataclasses.replace(args, skip_cold_start=False)
+            for args, name in zip(parsed, names, strict=True)
+            if name != chain.COLD_START
+        ]
     if parsed[0].dry_run:
         for stage, args in zip(stages, parsed, strict=True):
             print(f"stage {stage.name}")
@@ -483,22 +509,51 @@ def pretrain(words: Sequence[str]) -> None:
     print(run(tyro.cli(type(default), args=list(words[1:]), prog=f"unison pretrain {words[0]}", default=default)))
 
 
+@dataclass(frozen=True)
+class ServeArgs:
+    """Serve rewards over HTTP. The bearer token that clients must have is read from UNISON_REWARD_TOKEN."""
+
+    rewards: tyro.conf.Positional[tuple[str, ...]]
+    """Rewards by name, with a checkpoint after a colon where it is not the default."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 takes all, which needs a token."""
+    port: int = 8000
+    """Port to listen on."""
+    workers: int = 1
+    """Processes, each with models of its own."""
+    limits: Annotated[ServeConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ServeConfig)
+
+
+def serve_reward(words: Sequence[str]) -> None:
+    """`serve-reward <reward> <reward> ...`"""
+    args = tyro.cli(ServeArgs, args=list(words), prog="unison serve-reward")
+    try:
+        from unison.serve import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve-reward needs {error.name}, not installed: pip install 'unison[serve]'") from error
+    serve(args.rewards, args.limits, args.host, args.port, args.workers)
+
+
 def recipes(words: Sequence[str]) -> None:
     """`recipes`"""
     from rich.console import Console
     from rich.table import Table
 
-    from unison.recipes import RECIPES, summary
+    from unison.recipes import RECIPES, algorithms, summary
     from unison.rewards import REWARDS
     from unison.scenarios import SCENARIOS
 
     table = Table("recipe", "what it does")
     for name in RECIPES:
         table.add_row(name, summary(name))
+    named = Table("algorithm", "what it does")
+    for name in algorithms.ALGORITHMS:
+        named.add_row(name, algorithms.summary(name))
     console = Console()
     console.print(table)
+    console.print(named)
     console.print("scenarios: " + "; ".join(f"{name} ({s.summary})" for name, s in SCENARIOS.items()))
-    console.print(f"rewards: {', '.join(REWARDS)}")
+    console.print(f"rewards: {', '.join(REWARDS)}; any of them on a server: remote:http://host:port/<reward>")
 
 
 def report(words: Sequence[str]) -> None:
@@ -542,6 +597,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": merge,
     "join": join,
     "pretrain": pretrain,
+    "serve-reward": serve_reward,
     "recipes": recipes,
     "report": report,
     "export": export,

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
+WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,9 @@ class DataConfig:
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
+    world: WorldKind = "scenes"
+    """What the world's items are: scenes to draw and to answer about, edits of pictures, riddles to draw, pictures to
+    judge and to correct, puzzles in words, or questions about pictures that take several steps."""
     asked: Literal["task", "count"] = "task"
     """What the world's questions are about: what the item's task type is about, or how many shapes there are."""
     excluded: str = ""
@@ -134,9 +138,10 @@ class ScenarioConfig:
 class AdvantageConfig:
     """How rewards become advantages."""
 
-    kind: Literal["group", "constant", "reward"] = "group"
-    """Compare the siblings of a group, give every trajectory the advantage 1 (imitation), or its own reward (imitation
-    of what was right)."""
+    kind: Literal["group", "rloo", "pair", "constant", "reward"] = "group"
+    """Compare the siblings of a group with their mean, each with the mean of the others (RLOO), or the best with the
+    worst (preferences); or give every trajectory the advantage 1 (imitation), or its own reward (imitation of what was
+    right)."""
     divide_by_std: bool = True
     """Divide by the group's standard deviation (GRPO) or only subtract its mean (Dr. GRPO)."""
     epsilon: float = 1e-4
@@ -149,8 +154,16 @@ class AdvantageConfig:
 class ObjectiveConfig:
     """What is minimised over the decisions of a rollout."""
 
-    name: Literal["grpo", "sft"] = "grpo"
-    """Clipped policy gradient, or negative log-likelihood weighted by the advantage."""
+    name: Literal["grpo", "dpo", "nft", "sft"] = "grpo"
+    """Clipped policy gradient, preference of the best sibling over the worst, DiffusionNFT's contrast on the forward
+    process, or negative log-likelihood weighted by the advantage."""
+    level: Literal["decision", "sequence"] = "decision"
+    """What grpo takes a ratio of, and dpo a preference: every decision, or a whole action (GSPO; DPO of texts)."""
+    beta: float = 0.1
+    """How closely dpo and nft hold on to the reference."""
+    reference_decay: float = 1.0
+    """After a step the reference becomes this share of itself and for the rest the trained weights; 1 keeps it as it
+    was at the start. Under nft it is the policy that samples."""
     clip_low: float = 0.2
     """Ratio clip below 1."""
     clip_high: float = 0.2
@@ -187,7 +200,27 @@ class ObjectiveConfig:
     @property
     def has_penalty(self) -> bool:
         """Whether a divergence from the reference is a part of the loss."""
-        return self.kl_beta > 0 or self._image_kl_beta > 0
+        return self.kl_beta > 0 or self._image_kl_beta > 0 or self.samples_reference
+
+    @property
+    def needs_distance(self) -> bool:
+        """Whether the batch holds the divergence from the reference; of settings for one modality."""
+        return self.kl_beta > 0 or self.samples_reference
+
+    @property
+    def from_reference(self) -> bool:
+        """Whether log-probabilities are measured from the reference's, not from the policy's that sampled."""
+        return self.name == "dpo"
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the reference makes the rollouts."""
+        return self.name == "nft"
+
+    @property
+    def compares_states(self) -> bool:
+        """Whether it is defined for noisy states of drawings alone, not for tokens."""
+        return self.name == "nft" or (self.name == "dpo" and self.level == "decision")
 
 
 @dataclass(frozen=True)
@@ -202,14 +235,18 @@ class OptimConfig:
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
-    scoring: Literal["rounds", "whole_canvas", "random_masks"] = "rounds"
-    """What is scored of a drawing by masked decoding: its rounds as they were, or in one pass all of its codes from an
-    empty canvas, or a random part of them from the rest; the latter two are surrogates of its log-probability."""
+    scoring: Literal["rounds", "whole_canvas", "random_masks", "noised"] = "rounds"
+    """What is scored of a drawing: its rounds or denoising steps as they were; of masked decoding in one pass all of
+    its codes from an empty canvas, or a random part of them from the rest; of denoising the finished latent, noised
+    anew to the levels of its schedule, by its flow-matching loss. All but the first are surrogates."""
     scored_rounds: int = 0
-    """Rounds of a masked decoding, or denoising steps, that are scored for each drawing, at random and with weights
-    that keep the gradient unbiased; 0 scores all."""
+    """Rounds of a masked decoding, denoising steps, or levels of noise that are scored for each drawing, at random and
+    with weights that keep the gradient unbiased; 0 scores all."""
     least_masked: float = 0.0
     """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
+    refills: int = 0
+    """Further rollouts of a step, at most, each of as many new items, while too few groups have rewards that differ to
+    fill the batch (dynamic sampling, DAPO); 0 trains on every group as it comes."""
     updates_per_rollout: int = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
     learning_rate: float = 1e-6
@@ -256,6 +293,56 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class RemoteConfig:
+    """How rewards on servers are asked, `remote:http://host:port/<reward>`."""
+
+    timeout: float = 120.0
+    """Seconds for one request."""
+    patience: float = 900.0
+    """Seconds for which a request is repeated while the server is away or busy, before the reward fails."""
+    requests: int = 16
+    """Requests of a process at a time."""
+    rows: int = 16
+    """Most trajectories of a request."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What a reward server takes on."""
+
+    batch: int = 64
+    """Most trajectories judged in one call, of as many requests as wait."""
+    queue: int = 128
+    """Requests that one worker holds; more are told to come back (503, with Retry-After)."""
+    megabytes: int = 64
+    """Largest request."""
+
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """What a model can do before training and is to keep: questions that it answers, figures that are not to fall."""
+
+    data: DataConfig = DataConfig()
+    """Where the questions come from; these items' prompts are not drawn."""
+    probe_items: int = 0
+    """Held-out questions that every evaluation asks besides; 0 asks none."""
+    replay_items: int = 0
+    """Training questions that every step asks besides, of which each group is trained in the step's own update; 0
+    replays none."""
+    replay_rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0})
+    """Weight of each reward of replayed answers by name."""
+    watch: tuple[str, ...] = ()
+    """Figures of evaluations that are not to fall, such as probe, answer or reward/world_clean."""
+    fall: float = 0.05
+    """How far a watched figure may lie below the first evaluation's; it is fallen where the whole 95% interval of the
+    paired difference lies further below."""
+    on_fall: Literal["report", "stop", "raise_kl"] = "report"
+    """What is done then: a line in health.jsonl, also the end of the run, or also a higher weight of the KL."""
+    kl_factor: float = 2.0
+    """What `raise_kl` multiplies the weights of the KL divergence by, each time."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. `unison recipes` lists the functions that return one."""
 
@@ -265,7 +352,9 @@ class RunConfig:
     data: DataConfig = DataConfig()
     scenario: ScenarioConfig = ScenarioConfig()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward by name; `name:checkpoint` gives it another model than its default."""
+    """Weight of each reward by name; `name:checkpoint` gives it another model than its default, and
+    `remote:http://host:port/name` is one that `unison serve-reward` serves."""
+    remote: RemoteConfig = RemoteConfig()
     reward_normalisation: Literal["none", "group", "running"] = "none"
     """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
@@ -274,6 +363,7 @@ class RunConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvalConfig = EvalConfig()
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
     out: Path = Path("runs/unnamed")
     """Run folder."""
     seed: int = 0
@@ -289,7 +379,7 @@ class RunConfig:
     @property
     def needs_reference(self) -> bool:
         """Whether the run keeps the weights that it starts from."""
-        return self.objective.has_penalty or self.scenario.asks_reference
+        return self.objective.has_penalty or self.objective.from_reference or self.scenario.asks_reference
 
 
 @dataclass(frozen=True)
@@ -304,6 +394,8 @@ class Stage:
 
 
 Chain: TypeAlias = tuple[Stage, ...]
+COMPARISONS = ("group", "rloo", "pair")
+"""Kinds of advantage that compare siblings."""
 
 
 def check(config: RunConfig) -> None:
@@ -313,7 +405,7 @@ def check(config: RunConfig) -> None:
         ValueError: names the field, its value and the remedy.
     """
     optim, group = config.optim, config.scenario.group_size
-    if config.advantage.kind == "group":
+    if config.advantage.kind in COMPARISONS:
         _require(group >= 2, "scenario.group_size", group, "at least 2: advantages compare siblings of one item")
     if config.advantage.kind != "constant":
         _require(bool(config.rewards), "rewards", config.rewards, "at least one name=weight")
@@ -352,6 +444,10 @@ def check(config: RunConfig) -> None:
         "True with data.eval = 'prompts', whose questions are about the model's own drawings",
     )
     _check_scoring(optim)
+    _check_objective(config)
+    _require(optim.refills >= 0, "optim.refills", optim.refills, "at least 0 (0 is off)")
+    compared = config.advantage.kind in COMPARISONS
+    _require(compared or not optim.refills, "optim.refills", optim.refills, "0 where siblings are not compared")
     _require(config.data.streaming >= 0, "data.streaming", config.data.streaming, "at least 0 (0 is off)")
     _require(optim.learning_rate > 0, "optim.learning_rate", optim.learning_rate, "above 0")
     for pattern, rate in optim.part_learning_rates.items():
@@ -361,18 +457,48 @@ def check(config: RunConfig) -> None:
         value = getattr(config.objective, name)
         _require(value is None or value >= 0, f"objective.{name}", value, "at least 0, or None")
     _check_denoising(config.scenario)
+    _check_retention(config)
     for name, sampling in (("text", config.scenario.text), ("image", config.scenario.image)):
         check_sampling(sampling, f"scenario.{name}.")
+    for name in ("timeout", "patience"):
+        _require(getattr(config.remote, name) > 0, f"remote.{name}", getattr(config.remote, name), "above 0")
+    for name in ("requests", "rows"):
+        _require(getattr(config.remote, name) >= 1, f"remote.{name}", getattr(config.remote, name), "at least 1")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 
+def _check_objective(config: RunConfig) -> None:
+    objective, optim, name = config.objective, config.optim, config.objective.name
+    _require(objective.beta > 0, "objective.beta", objective.beta, "above 0")
+    decay = objective.reference_decay
+    _require(0 <= decay <= 1, "objective.reference_decay", decay, "between 0 and 1")
+    _require(decay == 1 or config.needs_reference, "objective.reference_decay", decay, "1: this run has no reference")
+    kind, paired = config.advantage.kind, name == "dpo"
+    _require((kind == "pair") == paired, "advantage.kind", kind, f"'pair' with 'dpo' alone; the objective is {name!r}")
+    if name in ("dpo", "nft"):
+        held = (objective.kl_beta, objective.image_kl_beta)
+        _require(not any(held), "objective.kl_beta, image_kl_beta", held, f"0 with {name!r}, which beta holds back")
+    if paired and objective.level == "decision":
+        rounds = optim.scored_rounds
+        _require(not rounds, "optim.scored_rounds", rounds, "0: 'dpo' compares both drawings at every level of noise")
+    if name == "nft":
+        _require(optim.scoring == "noised", "optim.scoring", optim.scoring, "'noised' with 'nft'")
+        _require(
+            config.scenario.image.guidance == 1,
+            "scenario.image.guidance",
+            config.scenario.image.guidance,
+            "1 with 'nft', which learns from what the model draws without guidance",
+        )
+
+
 def _check_scoring(optim: OptimConfig) -> None:
-    choices = ("rounds", "whole_canvas", "random_masks")
+    choices = ("rounds", "whole_canvas", "random_masks", "noised")
     _require(optim.scoring in choices, "optim.scoring", optim.scoring, f"one of {', '.join(choices)}")
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     whole, share = optim.scored_rounds == 0, optim.least_masked
     rule = f"0 with optim.scoring = {optim.scoring!r}, which scores "
-    _require(whole or optim.scoring == "rounds", "optim.scored_rounds", optim.scored_rounds, f"{rule}no rounds")
+    in_rounds = optim.scoring in ("rounds", "noised")
+    _require(whole or in_rounds, "optim.scored_rounds", optim.scored_rounds, f"{rule}no rounds")
     _require(share == 0 or optim.scoring == "random_masks", "optim.least_masked", share, f"{rule}no random part")
     _require(0 <= share <= 1, "optim.least_masked", share, "between 0 and 1")
 
@@ -393,6 +519,23 @@ def _check_denoising(scenario: ScenarioConfig) -> None:
         _require(1 <= window.size <= image.steps, "scenario.window.size", window.size, rule)
         _require(window.every >= 1, "scenario.window.every", window.every, "at least 1")
         _require(window.stride >= 1, "scenario.window.stride", window.stride, "at least 1")
+
+
+def _check_retention(config: RunConfig) -> None:
+    retention, kind = config.retention, config.advantage.kind
+    for name in ("probe_items", "replay_items"):
+        value = getattr(retention, name)
+        _require(value >= 0, f"retention.{name}", value, "at least 0 (0 is off)")
+    rule = "'group' with retention.replay_items, whose answers are compared within their group"
+    _require(kind == "group" or not retention.replay_items, "advantage.kind", kind, rule)
+    words, rule = not config.objective.compares_states, "one for tokens too with retention.replay_items"
+    _require(words or not retention.replay_items, "objective.name", config.objective.name, rule)
+    rule = "above 0 with retention.watch, which looks at evaluations during training"
+    _require(config.evaluation.every > 0 or not retention.watch, "evaluation.every", config.evaluation.every, rule)
+    penalty = config.objective.has_penalty or retention.on_fall != "raise_kl"
+    rule = "above 0, or objective.image_kl_beta, with retention.on_fall = 'raise_kl'"
+    _require(penalty, "objective.kl_beta", config.objective.kl_beta, rule)
+    _require(retention.kl_factor > 1, "retention.kl_factor", retention.kl_factor, "above 1")
 
 
 def _is_regular(pattern: str) -> bool:

@@ -20,14 +20,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from unison.config import DataConfig
 from unison.prompts import PromptItems, read_excluded
-from unison.rows import COLUMNS, OPTIONS, WANTED, BadRow, RowReader, Suffix, join
+from unison.rows import COLUMNS, OPTIONS, PICTURES, WANTED, BadRow, RowReader, Suffix
 from unison.types import AnswerKind, Item
-from unison.world.render import render
-from unison.world.scene import TASKS, Split, ask, ask_count, sample
+from unison.world.items import WorldItems
+from unison.world.scene import Split
 
 if TYPE_CHECKING:
     import datasets
@@ -53,48 +53,6 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Item: ...
-
-
-# -- the embedded world --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WorldItems:
-    """`size` items of the synthetic world, the six tasks in turn; item i depends on (split, seed, i) alone.
-
-    `questions` changes the form of a question, never the scene: item i shows the same picture in all forms.
-    """
-
-    split: Split
-    questions: str
-    suffix: Suffix
-    seed: int
-    size: int
-    asked: Literal["task", "count"] = "task"
-    skipped: int = field(default=0, init=False)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int, /) -> Item:
-        _check_index(index, self.size)
-        rng = random.Random(f"{self.split}:{self.seed}:{index}")
-        task = TASKS[index % len(TASKS)]
-        description, scene = sample(rng, task, self.split)
-        image = render(scene)
-        question = ask(rng, description, scene) if self.asked == "task" else ask_count(rng, scene)
-        choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[self.questions]
-        kind: AnswerKind = "multiple_choice" if choice else "open_ended"
-        return Item(
-            id=f"world-{self.split}-{self.seed}-{index}",
-            prompt=description.prompt,
-            image=image,
-            question=join(question.asked(choice), self.suffix, kind),
-            answer=question.letter if choice else question.answer,
-            reply=question.reply(scene),
-            kind=kind,
-            task=task,
-        )
 
 
 # -- tables --------------------------------------------------------------------------------------------------
@@ -152,7 +110,7 @@ class TableItems:
 
     def complaints(self) -> list[str]:
         """What is wrong with each bad row, pictures apart: a check of the whole table before a run."""
-        names = {column for name, column in self._reader.column.items() if name != "image"}
+        names = {column for name, column in self._reader.column.items() if name not in PICTURES}
         found = []
         for row, values in enumerate(self.dataset.select_columns(sorted(names))):
             try:
@@ -306,7 +264,7 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     """
     suffix = _suffix(config)
     if source == "world":
-        return WorldItems(split, config.questions, suffix, seed, size, config.asked)
+        return WorldItems(split, config.questions, suffix, seed, size, config.asked, config.world)
     if source == "prompts":
         excluded = read_excluded(Path(config.excluded).expanduser()) if config.excluded else frozenset()
         return PromptItems(split, suffix, seed, size, excluded)
@@ -391,7 +349,8 @@ def _load_files(files: list[Path], streaming: bool) -> Any:
 
 
 def _load_hub(source: str, split: Split, streaming: bool) -> Any:
-    """Loads a hub data set through the usual Hugging Face cache, or opens it as a stream.
+    """Loads a hub data set through the usual Hugging Face cache, or opens it as a stream; one of its configurations is
+    named after a colon.
 
     Raises:
         ValueError: it cannot be reached, or has no split of this kind.
@@ -399,10 +358,11 @@ def _load_hub(source: str, split: Split, streaming: bool) -> Any:
     import datasets
 
     try:
-        available = datasets.get_dataset_split_names(source)
+        name = source.split(":", 1)
+        available = datasets.get_dataset_split_names(*name)
         chosen = next((name for name in SPLIT_NAMES[split] if name in available), None)
         if chosen is not None:
-            return datasets.load_dataset(source, split=chosen, streaming=streaming)
+            return datasets.load_dataset(*name, split=chosen, streaming=streaming)
     except OSError as error:  # offline, unknown or private
         raise ValueError(
             f"data.{split} = {source!r} is neither `world` nor `prompts`, nor a local path, nor a hub data set "
@@ -480,10 +440,12 @@ def export(items: WorldItems | TableItems, folder: Path, count: int) -> Path:
 
 
 def _export_row(item: Item, folder: Path, file_name: str) -> dict[str, str]:
-    """Saves the item's picture and returns its row, without the fields that it lacks."""
-    values = {name: getattr(item, name) for name in COLUMNS if name not in ("image", *OPTIONS, *WANTED)}
-    if item.image is not None:
-        item.image.save(folder / file_name)
-        values["image"] = file_name
+    """Saves the item's pictures and returns its row, without the fields that it lacks."""
+    values = {name: getattr(item, name) for name in COLUMNS if name not in (*PICTURES, *OPTIONS, *WANTED)}
+    files = {"image": file_name, "target_image": file_name.replace(".png", "-target.png")}
+    for name, picture in (("image", item.image), ("target_image", item.target_image)):
+        if picture is not None:
+            picture.save(folder / files[name])
+            values[name] = files[name]
     row = {COLUMNS[name]: value for name, value in values.items() if value is not None}
     return row | ({"file_name": file_name} if item.image is not None else {})

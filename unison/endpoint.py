@@ -6,47 +6,26 @@ environment variable UNISON_API_KEY: it is never part of a configuration, a mess
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from unison.client import EXCERPT, Client, ClientError, Failure, in_base64, is_url
 
 if TYPE_CHECKING:
     import httpx2
     from PIL.Image import Image
 
 TOKEN = "UNISON_API_KEY"
-LONGEST_PAUSE = 30.0  # seconds between two attempts, whatever the server asks for
-EXCERPT = 200  # characters of a server's own message that an error repeats
 SCHEMES = ("http://", "https://")
 """How an address begins, where a checkpoint could stand as well."""
-REMEDIES = {
-    401: f"put a token that it accepts into the environment variable {TOKEN}",
-    403: f"put a token that may use it into the environment variable {TOKEN}",
-    404: "is the model's name right, and does the URL end where /chat/completions follows, mostly in /v1?",
-}
 
 Payload: TypeAlias = dict[str, Any]
-
-
-class EndpointError(ValueError):
-    """An endpoint that cannot be used; the message names URL, what happened and the remedy."""
-
-    def __init__(self, message: str, kind: str = "address", attempts: int = 0) -> None:
-        super().__init__(message)
-        self.kind = kind
-        """What happened, in a word or two: `timeout`, `unreachable`, `status 500`, `no completion`, `address`."""
-        self.attempts = attempts
 
 
 @dataclass(frozen=True)
@@ -75,65 +54,44 @@ class Completion:
     """The attempts made for it and the tokens that the server counted; nothing where it comes from the cache."""
 
 
-class Failure(NamedTuple):
-    """Why an attempt failed, and what to do about it."""
+@dataclass(eq=False, kw_only=True)
+class Endpoint(Client):
+    """A client of one model; `complete` asks `workers` conversations at a time. `url` ends where /chat/completions
+    follows."""
 
-    what: str
-    remedy: str
-    again: bool
-    """Whether another attempt may succeed."""
-    pause: float = 0.0
-    """Seconds that the server asks to wait."""
-    kind: str = "address"
-    """As in `EndpointError`."""
+    token: ClassVar[str] = TOKEN
+    remedies: ClassVar[Mapping[int, str]] = {
+        404: "is the model's name right, and does the URL end where /chat/completions follows, mostly in /v1?"
+    }
 
-
-@dataclass(eq=False)
-class Endpoint:
-    """A client that keeps its connections; `complete` asks `workers` conversations at a time.
-
-    A connection that breaks, a timeout and the statuses 408, 425, 429 and 5xx are tried again, `attempts` times in all
-    and `backoff` seconds apart, twice as long each time or as long as the server asks, up to 30 seconds.
-    """
-
-    url: str
-    """Up to where /chat/completions follows."""
     model: str
-    timeout: float = 120.0
-    """Seconds for one attempt."""
-    attempts: int = 4
-    backoff: float = 0.5
-    workers: int = 16
     picture: Literal["PNG", "WEBP"] = "PNG"
     """Form in which pictures are sent; both are lossless."""
     cache: Path | None = None
-    """Folder in which replies are kept, by model and conversation; with it nothing is asked twice."""
-    counts: dict[str, int] = field(init=False, repr=False)
-    """So far: attempts, failures among them, replies from the cache, and the tokens that the server counted."""
-    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
+    """Folder in which replies are kept, by model and conversation; with it nothing is asked twice. `counts` tells how
+    many replies came from it, beside the tokens that the server counted."""
 
     def __post_init__(self) -> None:
-        names = ("attempts", "failures", "cached", "prompt_tokens", "completion_tokens")
-        self.counts = dict.fromkeys(names, 0)
+        super().__post_init__()
+        self.counts |= dict.fromkeys(("cached", "prompt_tokens", "completion_tokens"), 0)
+
+    @property
+    def name(self) -> str:
+        return f"the endpoint {self.url} (model {self.model!r})"
 
     @classmethod
     def parse(cls, address: str) -> Endpoint:
         """The endpoint of `http://host:port/v1#model`.
 
         Raises:
-            EndpointError: not such an address, or a token in it.
+            ClientError: not such an address, or a token in it.
         """
         url, _, model = address.partition("#")
-        try:
-            parts = urlsplit(url)
-            sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and model
-        except ValueError:  # a port that is no number, brackets that are no address
-            sound = False
         if "@" in url:
-            raise EndpointError(f"the endpoint's address holds a secret: put it into the environment variable {TOKEN}")
-        if not sound:
-            raise EndpointError(f"{address!r} is no endpoint: write http://host:port/v1#model, with the model's name")
-        return cls(url.rstrip("/"), model)
+            raise ClientError(f"the endpoint's address holds a secret: put it into the environment variable {TOKEN}")
+        if not is_url(url) or not model:
+            raise ClientError(f"{address!r} is no endpoint: write http://host:port/v1#model, with the model's name")
+        return cls(url=url.rstrip("/"), model=model)
 
     def check(self, logprobs: int = 0, image: Image | None = None) -> None:
         """Asks for one token, cached nowhere: address, token and model are right.
@@ -142,12 +100,12 @@ class Endpoint:
             image: shown to a model that must see pictures.
 
         Raises:
-            EndpointError: they are not, or log-probabilities are needed and not given.
+            ClientError: they are not, or log-probabilities are needed and not given.
         """
         parts = ("Reply with the word Yes.",) if image is None else (image, "Reply with the word Yes.")
         told = self._ask(self._payload([Message("user", parts)], 1, logprobs))
         if logprobs and not told.first:
-            raise self._error(Failure("gives no log-probabilities", "choose a server that does", False), 1)
+            raise self.failed(Failure("gives no log-probabilities", "choose a server that does", False), 1)
 
     def complete(
         self, conversations: Sequence[Sequence[Message]], max_tokens: int, logprobs: int = 0
@@ -159,28 +117,27 @@ class Endpoint:
             logprobs: how many of the likeliest first tokens to give the log-probability of.
 
         Raises:
-            EndpointError: a request that failed at every attempt, or that the server refused.
+            ClientError: a request that failed at every attempt, or that the server refused.
         """
         told: list[Completion] = []
         for outcome in self.outcomes(conversations, max_tokens, logprobs):
-            if isinstance(outcome, EndpointError):
+            if isinstance(outcome, ClientError):
                 raise outcome
             told.append(outcome)
         return told
 
     def outcomes(
         self, conversations: Sequence[Sequence[Message]], max_tokens: int, logprobs: int = 0
-    ) -> Iterator[Completion | EndpointError]:
+    ) -> Iterator[Completion | ClientError]:
         """As `complete`, each in turn as soon as it is there, and an error in the place of what failed."""
 
-        def ask(messages: Sequence[Message]) -> Completion | EndpointError:
+        def ask(messages: Sequence[Message]) -> Completion | ClientError:
             try:
                 return self._cached(self._payload(messages, max_tokens, logprobs))
-            except EndpointError as error:
+            except ClientError as error:
                 return error
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            yield from pool.map(ask, conversations)
+        yield from self.pool.map(ask, conversations)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -195,7 +152,7 @@ class Endpoint:
         name = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
         path = self.cache / f"{name}.json"
         if path.is_file():
-            self._count(cached=1)
+            self.count(cached=1)
             return Completion(**json.loads(path.read_text(encoding="utf-8")))
         told = self._ask(payload)
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -205,41 +162,8 @@ class Endpoint:
         return told
 
     def _ask(self, payload: Payload) -> Completion:
-        for tried in range(1, self.attempts + 1):
-            told = self._attempt(payload)
-            if isinstance(told, Completion):
-                return replace(told, used=told.used | {"attempts": tried})
-            self._count(failures=1)
-            if not told.again or tried == self.attempts:
-                raise self._error(told, tried)
-            doubled = self.backoff * 2 ** (tried - 1)
-            time.sleep(min(max(doubled, told.pause), LONGEST_PAUSE))
-        raise AssertionError(f"an endpoint is asked at least once, got attempts = {self.attempts}")
-
-    def _attempt(self, payload: Payload) -> Completion | Failure:
-        import httpx2
-
-        self._count(attempts=1)
-        try:
-            response = self._client.post(f"{self.url}/chat/completions", json=payload)
-        except httpx2.TimeoutException:
-            what = f"gave no answer in {self.timeout:g} s"
-            return Failure(what, "is the server overloaded, or still loading?", True, kind="timeout")
-        except httpx2.TransportError as error:
-            what = f"cannot be reached ({error})"
-            return Failure(what, "start the server, or correct the address", True, kind="unreachable")
-        if not response.is_success:
-            return self._refusal(response)
-        return self._read(response)
-
-    def _refusal(self, response: httpx2.Response) -> Failure:
-        status = response.status_code
-        again = status in (408, 425, 429) or status >= 500
-        remedy = REMEDIES.get(status, "look into the server's log" if status >= 500 else "see what the server says")
-        asked = response.headers.get("retry-after", "")
-        said = " ".join(self._without_token(response.text[: 10 * EXCERPT]).split())[:EXCERPT]
-        pause = float(asked) if asked.isdigit() else 0.0
-        return Failure(f"answered {status}: {said}", remedy, again, pause, f"status {status}")
+        told, attempts = self.ask(lambda client: client.post(f"{self.url}/chat/completions", json=payload), self._read)
+        return replace(told, used=told.used | {"attempts": attempts})
 
     def _read(self, response: httpx2.Response) -> Completion | Failure:
         try:
@@ -248,46 +172,19 @@ class Endpoint:
             text = str(choice["message"]["content"] or "")
             first = _first_tokens(choice)
         except (ValueError, KeyError, IndexError, TypeError):
-            said = self._without_token(response.text)[:EXCERPT]
+            said = self.without_token(response.text)[:EXCERPT]
             what = f"answered what is no chat completion: {said!r}"
             return Failure(what, "correct the address", True, kind="no completion")
         told = body.get("usage") or {}
         used = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
-        self._count(**used)
+        self.count(**used)
         return Completion(text, first, used)
-
-    def _error(self, failure: Failure, attempts: int) -> EndpointError:
-        message = f"the endpoint {self.url} (model {self.model!r}) {failure.what}; {failure.remedy}"
-        return EndpointError(message, failure.kind, attempts)
-
-    @cached_property
-    def _client(self) -> httpx2.Client:
-        import httpx2
-
-        headers = {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
-        limits = httpx2.Limits(max_connections=self.workers, max_keepalive_connections=self.workers)
-        return httpx2.Client(headers=headers, timeout=self.timeout, limits=limits)
-
-    def _without_token(self, text: str) -> str:
-        """Some servers repeat a token that they refuse."""
-        return text.replace(token, "<token>") if (token := _token()) else text
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, number in more.items():
-                self.counts[name] += number
-
-
-def _token() -> str:
-    return os.environ.get(TOKEN, "").strip()
 
 
 def _part(part: str | Image, form: Literal["PNG", "WEBP"]) -> Payload:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    file = io.BytesIO()
-    part.convert("RGB").save(file, form, lossless=True)
-    url = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    url = f"data:image/{form.lower()};base64,{in_base64(part, form)}"
     return {"type": "image_url", "image_url": {"url": url}}
 
 

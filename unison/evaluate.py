@@ -3,6 +3,8 @@
 With `own_drawings` each item's question is also asked about the drawing. How often an answer is right where the drawing
 is, and the reverse, is what UniRL (arXiv 2505.23380) measures the imbalance of a unified model by: the gaps to 1.
 
+Scenarios that think before they draw, or go on after it, draw held-out items as they draw in training.
+
 The world's judge reads the world's prompts alone. Other drawings, and answers about them, are measured by rewards.
 """
 
@@ -13,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.progress import Progress
 
@@ -22,12 +24,14 @@ from unison.policies.base import Policy
 from unison.rewards import score
 from unison.rewards.text import is_formatted, is_right
 from unison.rollout import roll_out
-from unison.scenarios import SCENARIOS
+from unison.scenarios import SCENARIOS, Scenario
 from unison.scenarios.common import Seeds
 from unison.stats import Estimate, conditional, task_mean
 from unison.types import Item, RewardFn, Trajectory
-from unison.world.judge import judge
-from unison.world.scene import parse_prompt
+from unison.world.judge import judge_asked
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FIGURES = {
     "drawing": "drawing_correct",
@@ -36,6 +40,7 @@ FIGURES = {
     "format": "format_ok",
     "own_answer": "own_answer_correct",
     "drift": "drift",
+    "probe": "probe_correct",
 }
 """Figures of an evaluation, and the record's field that each one averages."""
 CONDITIONALS = {
@@ -144,8 +149,10 @@ def evaluate(
     step: int = 0,
     pictures: Pictures | None = None,
     rewards: Mapping[str, RewardFn] | None = None,
+    probe: Sequence[Item] = (),
 ) -> Evaluation:
-    """Draws every item's prompt and answers every item's question, once each, with the run's own sampling.
+    """Draws every item's prompt and answers every item's question, once each, with the run's own sampling; drawings are
+    made as the scenario's `held_out` says.
 
     With `config.own_drawings` the question is asked about the drawing as well.
 
@@ -154,6 +161,7 @@ def evaluate(
         scenario: sampling of text and drawings.
         pictures: where to keep the first `config.gallery` items' drawings and question images.
         rewards: what measures every drawing, with the answer about it where there is one.
+        probe: items of which the questions alone are asked, for a figure of their own.
 
     Raises:
         RuntimeError: a reward failed.
@@ -161,51 +169,74 @@ def evaluate(
     single = dataclasses.replace(scenario, group_size=1, answerer="policy")  # whoever judges in training
     if config.noiseless:
         single = dataclasses.replace(single, image=dataclasses.replace(single.image, sde="ode"))
-    seeds = Seeds(EVAL_SEED, 0)
+    seeds, how = Seeds(EVAL_SEED, 0), SCENARIOS[SCENARIOS[scenario.name].held_out]
     records = []
     with Progress(transient=True) as progress:
         task = progress.add_task(f"evaluation at step {step}", total=len(items))
         for start in range(0, len(items), config.batch_size):
             batch = [items[i] for i in range(start, min(start + config.batch_size, len(items)))]
-            drawn = _draw(batch, policy, single, seeds, config.own_drawings)
+            drawn = _draw(batch, policy, how, single, seeds, config.own_drawings)
             if rewards and drawn:
                 score(list(drawn.values()), rewards, {}, policy)
-            asked = _roll("understanding", _asked(batch, config.own_drawings), policy, single, seeds)
+            asked = _roll(SCENARIOS["understanding"], _asked(batch, config.own_drawings), policy, single, seeds)
             for number, item in enumerate(batch, start):
-                record = _record(item, drawn.get(item.id), asked.get(item.id))
+                result, about_own = drawn.get(item.id), _is_asked(item) and config.own_drawings
+                image = result.images[how.judged] if result else None
+                record = _record(item, result, image, asked.get(item.id), about_own)
                 if pictures and number < config.gallery:
-                    _keep_pictures(record, item, drawn.get(item.id), pictures)
+                    _keep_pictures(record, item, image, pictures)
                 records.append(record)
             progress.advance(task, len(batch))
+    for start in range(0, len(probe), config.batch_size):
+        records += _probe(probe[start : start + config.batch_size], policy, single, seeds)
     return Evaluation(step, records)
+
+
+def _probe(items: Sequence[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> list[Record]:
+    """Records of questions whose answers count for `probe` alone."""
+    asked = [dataclasses.replace(item, id=f"probe-{item.id}", prompt=None) for item in items if _is_asked(item)]
+    told = _roll(SCENARIOS["understanding"], asked, policy, config, seeds)
+    records = [_record(item, None, None, told[item.id], about_own=False) for item in asked]
+    return [r | {"probe_correct": r["answer_correct"], "answer_correct": None, "format_ok": None} for r in records]
 
 
 def _asked(items: Sequence[Item], own_drawings: bool) -> list[Item]:
     """The items whose question is asked by itself: not those that have no picture but the one to be drawn."""
-    with_question = [item for item in items if item.question and item.answer]
+    with_question = [item for item in items if _is_asked(item)]
     return [item for item in with_question if item.image is not None or not (own_drawings and item.prompt)]
 
 
+def _is_asked(item: Item) -> bool:
+    return bool(item.question and item.answer)
+
+
 def _draw(
-    items: Sequence[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds, ask: bool
+    items: Sequence[Item], policy: Policy, how: Scenario, config: ScenarioConfig, seeds: Seeds, ask: bool
 ) -> dict[str, Trajectory]:
-    """A drawing of every item that has a prompt; with `ask` also the answer to the item's question about it."""
+    """A drawing of every item that has a prompt, by the scenario; with `ask`, where the item has a question, a plain
+    drawing and the answer about it."""
     drawable = [item for item in items if item.prompt and "draw" in policy.abilities]
-    asked = [item for item in drawable if ask and item.question and item.answer]
+    asked = [item for item in drawable if ask and _is_asked(item)]
     known = {item.id for item in asked}
-    rest = [item for item in drawable if item.id not in known]
-    return _roll("self_improve", asked, policy, config, seeds) | _roll("t2i", rest, policy, config, seeds)
+    rest = [item for item in drawable if item.id not in known and all(getattr(item, name) for name in how.fields)]
+    own = _roll(SCENARIOS["self_improve"], asked, policy, config, seeds)
+    return own | _roll(how, rest, policy, config, seeds)
 
 
-def _roll(name: str, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> dict[str, Trajectory]:
+def _roll(
+    scenario: Scenario, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds
+) -> dict[str, Trajectory]:
     if not items:
         return {}
-    trajectories = roll_out(policy, SCENARIOS[name], items, config, seeds, chunk=len(items))
-    return {t.item.id: t for t in trajectories}
+    return {t.item.id: t for t in roll_out(policy, scenario, items, config, seeds, chunk=len(items))}
 
 
-def _record(item: Item, drawn: Trajectory | None, asked: Trajectory | None) -> Record:
-    reply = asked.texts[-1] if asked else None
+def _record(
+    item: Item, drawn: Trajectory | None, image: Image | None, asked: Trajectory | None, about_own: bool
+) -> Record:
+    """What came of an item: its drawing, of which `image` is judged, and its reply, or what was said along the way."""
+    said = [*(asked.texts if asked else ()), *(drawn.texts if drawn and not about_own else ())]
+    reply = said[0] if said else None
     record: Record = {
         "id": item.id,
         "task": item.task,
@@ -214,14 +245,15 @@ def _record(item: Item, drawn: Trajectory | None, asked: Trajectory | None) -> R
         "answer": item.answer,
         "kind": item.kind,
         "reply": reply,
-        "answer_correct": None if reply is None else is_right(reply, item),
+        "answer_correct": None if reply is None or not item.answer else is_right(reply, item),
         "format_ok": None if reply is None else is_formatted(reply),
         "image": None,
         "question_image": None,
     }
-    judged = _judged(item, drawn)
+    judged = _judged(item, image)
     measures = {f"{REWARD}{name}": value for name, value in (drawn.rewards if drawn else {}).items()}
-    return record | judged | _about_own(item, drawn, judged["drawing_correct"]) | measures
+    own = _about_own(item, drawn if about_own else None, judged["drawing_correct"])
+    return record | judged | own | measures
 
 
 def _about_own(item: Item, drawn: Trajectory | None, drawing_correct: bool | None) -> Record:
@@ -233,13 +265,13 @@ def _about_own(item: Item, drawn: Trajectory | None, drawing_correct: bool | Non
     return {"own_reply": drawn.texts[-1], "own_answer_correct": right, "drift": drift}
 
 
-def _judged(item: Item, drawn: Trajectory | None) -> Record:
-    """The judge's verdict; nothing where the prompt is not one that the world's judge can read."""
+def _judged(item: Item, image: Image | None) -> Record:
+    """The judge's verdict; nothing where what is asked for is not said in words that the world's judge can read."""
     nothing = {"drawing_correct": None, "drawing_score": None, "drawing_reason": None}
-    if drawn is None or item.prompt is None:
+    if image is None:
         return nothing
     try:
-        verdict = judge(drawn.images[-1], parse_prompt(item.prompt))
+        verdict = judge_asked(image, item.target_caption or item.prompt or "")
     except ValueError:
         return nothing
     return {
@@ -249,11 +281,11 @@ def _judged(item: Item, drawn: Trajectory | None) -> Record:
     }
 
 
-def _keep_pictures(record: Record, item: Item, drawn: Trajectory | None, pictures: Pictures) -> None:
+def _keep_pictures(record: Record, item: Item, drawing: Image | None, pictures: Pictures) -> None:
     folder = pictures.root / pictures.folder
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in item.id)
-    for field, image in (("image", drawn.images[-1] if drawn else None), ("question_image", item.image)):
+    for field, image in (("image", drawing), ("question_image", item.image)):
         if image is not None:
             path = folder / f"{name}.{field}.png"
             image.save(path)

@@ -13,14 +13,16 @@ from rich.table import Table
 from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import StreamItems, TableItems, open_items
+from unison.objectives import require_states
 from unison.policies import family_of, locate
+from unison.policies.diffusion import at_once
 from unison.policies.masked import POSITIONS_PER_CHUNK
 from unison.policies.tokens import LOGITS_PER_CHUNK
 from unison.rewards import load_rewards
 from unison.rows import COLUMNS
 
 if TYPE_CHECKING:
-    from unison.policies.shapes import Sizes
+    from unison.policies.shapes import Denoising, Sizes
 
 GIB = 2**30
 FLOAT = {"float32": 4, "bfloat16": 2}
@@ -34,7 +36,8 @@ def dry_run(config: RunConfig) -> None:
     """
     console = Console()
     scenario = scenarios.find(config.scenario.name)
-    load_rewards([*config.rewards, *config.evaluation.rewards])
+    require_states(config, scenario.verbs)
+    load_rewards([*config.rewards, *config.evaluation.rewards], config.remote)
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
         f"{config.optim.items_per_step} items x {config.scenario.group_size} trajectories a step, "
@@ -79,7 +82,7 @@ def sizes_of(config: PolicyConfig) -> Sizes:
 
     if config.path in PUBLISHED:
         return PUBLISHED[config.path].sizes()
-    folder = Path(locate(config.path))
+    folder = Path(locate(config.path)).expanduser()
     if not folder.is_dir():
         raise ValueError(
             f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
@@ -102,14 +105,16 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
     """
     model = sizes_of(config.policy)
     weights, copy = _weights(config.policy, model)
+    kept = config.needs_reference and (not config.policy.lora_rank or config.objective.reference_decay < 1)
     sizes: dict[str, float] = {
         "weights": weights,
         "gradients (and their copy for per-modality norms)": copy * (2 if config.optim.modality_grad_norms else 1),
         "AdamW states": 2 * copy,
-        "reference": copy if config.needs_reference and not config.policy.lora_rank else 0,
+        "reference": copy if kept else 0,
         "keys and values of a rollout": _cache_size(config, model),
         "activations of a micro-batch": _activation_size(config, model),
         "drawings differentiated through": _relaxed_size(config, model),
+        "drawings in the autoencoder": _painted_size(config, model),
     }
     return sizes | {"sum": sum(sizes.values())}
 
@@ -152,15 +157,16 @@ def _branches(guided: bool) -> int:
 
 
 def _answering(config: RunConfig, model: Sizes) -> int:
-    """Positions of a question about a drawing and its reply."""
-    return model.image_tokens + PROMPT + config.scenario.text.max_tokens
+    """Positions of a question, about a picture if it may be, and its reply."""
+    seen = model.image_tokens if scenarios.find(config.scenario.name).reads else 0
+    return seen + PROMPT + config.scenario.text.max_tokens
 
 
 def _cache_size(config: RunConfig, model: Sizes) -> float:
     """Keys and values of what is rolled out at once: of drawings token by token, or of replies about drawings where
     drawing keeps those of prompts alone."""
     rows = _trajectories(config, config.optim.rollout_items or config.optim.items_per_step)
-    if model.masked:
+    if model.masked or model.denoising:
         positions = rows * _answering(config, model)
     else:
         positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
@@ -169,11 +175,56 @@ def _cache_size(config: RunConfig, model: Sizes) -> float:
 
 def _activation_size(config: RunConfig, model: Sizes) -> float:
     rows = _trajectories(config, config.optim.micro_batch_items)
+    if model.denoising:
+        return max(_replies_size(config, model, rows), _denoised_size(config, model, model.denoising, rows))
     if model.masked:
         positions = max(_canvas_positions(config, model, rows), rows * _answering(config, model))
     else:
         positions = rows * _branches(config.scenario.image.guidance != 1) * (model.image_tokens + PROMPT)
     return float(positions * model.layers * model.kept * FLOAT[config.policy.compute_dtype])
+
+
+def _replies_size(config: RunConfig, model: Sizes, rows: int) -> float:
+    """Bytes that scoring replies keeps; none where no reply is scored."""
+    if "write" not in scenarios.find(config.scenario.name).verbs:
+        return 0.0
+    return float(rows * _answering(config, model) * model.layers * model.kept * FLOAT[config.policy.compute_dtype])
+
+
+def _denoised_size(config: RunConfig, model: Sizes, expert: Denoising, rows: int) -> float:
+    """Bytes that scoring drawings by denoising keeps: what language model and connector say of each prompt, which
+    siblings share at first and not after turns of their own, and the states of one pass."""
+    verbs = scenarios.find(config.scenario.name).verbs
+    if "draw" not in verbs and "edit" not in verbs:
+        return 0.0
+    guided = config.scenario.image.scores_guided and config.objective.name != "sft"
+    edits, thought = "edit" in verbs, config.scenario.text.max_tokens if "write" in verbs else 0
+    prompts = rows // config.scenario.group_size + (0 if config.scenario.name == "t2i" else rows)
+    # the branch that sees the source alone is each prompt's own; that which sees nothing is there once
+    asked = prompts * (1 + (edits and guided)) + (guided and not edits)
+    read = (PROMPT + thought + edits * expert.source_tokens + expert.queries) * model.layers * model.kept
+    kept = asked * (read + expert.connected) + _states(config, rows, guided, edits) * expert.state
+    return float(kept * FLOAT[config.policy.compute_dtype])
+
+
+def _states(config: RunConfig, rows: int, guided: bool, edits: bool) -> int:
+    """Noisy states, of all branches of guidance, that go through a diffusion transformer in one pass."""
+    image = config.scenario.image
+    if config.objective.name == "sft":  # a given drawing is one state of itself, without guidance
+        return rows * (1 + edits)
+    steps = len(image.noisy_steps) or min(config.optim.scored_rounds or image.steps, image.steps)
+    return min(rows * steps, config.policy.states_per_pass or rows * steps) * (
+        _branches(guided) + (edits and image.source_guidance != 1)
+    )
+
+
+def _painted_size(config: RunConfig, model: Sizes) -> float:
+    """Bytes of the widest layers of an autoencoder, in float32, for the drawings that it paints at once."""
+    if model.denoising is None:
+        return 0.0
+    rows = _trajectories(config, config.optim.rollout_items or config.optim.items_per_step)
+    count = min(rows, at_once(model.denoising.pixels))
+    return float(count * model.denoising.pixels * model.denoising.pixel * FLOAT["float32"])
 
 
 def _canvas_positions(config: RunConfig, model: Sizes, rows: int) -> int:

@@ -35,6 +35,7 @@ FIGURES = {
     "answer_correct": "Answer accuracy",
     "format_ok": "Format rate",
     "own_answer_correct": "Answers about own drawings",
+    "probe_correct": "Understanding kept",
 }
 SHARES = {  # conditional shares, and what they say
     "answer_given_drawing": "Answer right where the drawing is",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,18 +10,45 @@ from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds
-from unison.types import Item, Trajectory
+from unison.types import Item, Trajectory, group_rows
 
 
 @torch.no_grad()
 def roll_out(
-    policy: Policy, scenario: Scenario, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds, chunk: int
+    policy: Policy,
+    scenario: Scenario,
+    items: Sequence[Item],
+    config: ScenarioConfig,
+    seeds: Seeds,
+    chunk: int,
+    finished: Callable[[Sequence[Trajectory]], None] = lambda trajectories: None,
 ) -> list[Trajectory]:
-    """G trajectories for every item, siblings next to each other; `chunk` items at a time.
+    """G trajectories for every item, siblings next to each other; `chunk` items at a time, each told to `finished`.
 
     Each sample's randomness comes from its own seed, so the chunk size does not change it.
     """
     trajectories: list[Trajectory] = []
     for start in range(0, len(items), chunk):
-        trajectories += scenario.rollout(policy, items[start : start + chunk], config, seeds)
+        rolled = scenario.rollout(policy, items[start : start + chunk], config, seeds)
+        finished(rolled)
+        trajectories += rolled
     return trajectories
+
+
+# -- dynamic sampling ------------------------------------------------------------------------------------------------
+
+
+def groups_of(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """The siblings of each item."""
+    return [[trajectories[row] for row in rows] for rows in group_rows(trajectories).values()]
+
+
+def tells(group: Sequence[Trajectory]) -> bool:
+    """Whether the rewards of siblings differ, as far as they are known: else their comparison teaches nothing."""
+    return len({t.reward for t in group if t.reward is not None}) > 1
+
+
+def most_telling(groups: Sequence[list[Trajectory]], count: int) -> list[list[Trajectory]]:
+    """At most `count` groups, the first that tell something, then the first others, in their order."""
+    ranked = sorted(range(len(groups)), key=lambda number: not tells(groups[number]))
+    return [groups[number] for number in sorted(ranked[:count])]

@@ -24,6 +24,8 @@ COLUMNS = {
     "reply": "qa_reply",
     "source_caption": "source_caption",
     "target_caption": "target_caption",
+    "target_image": "target_image",
+    "reverse": "reverse",
     "kind": "qa_type",
     "choices": "choices",
     "correct": "correct_choice_idx",
@@ -38,6 +40,7 @@ options that have a column of their own (`choices`, a list) and for the number, 
 `tag`, `include` and `exclude` are GenEval's: what a judge that detects objects must find in the drawing."""
 
 OPTIONS = ("choices", "correct")  # used together or not at all
+PICTURES = ("image", "target_image")
 WANTED = ("tag", "include", "exclude")  # the first two together, for the `geneval` rewards
 
 KINDS: dict[str, AnswerKind] = {
@@ -87,14 +90,14 @@ class RowReader:
         self.column = resolve_columns(self.available, self.columns, self.source)
 
     def read(self, row: int | str, values: Mapping[str, Any]) -> Item:
-        """The item of a row; without its picture where `values` leaves that column out.
+        """The item of a row; without a picture where `values` leaves its column out.
 
         Raises:
             BadRow: a value that cannot be used.
         """
         given = {name: values[column] for name, column in self.column.items() if column in values}
         options = self._options(row, given) if "choices" in given else []
-        unread = ("image", *OPTIONS, *WANTED, *(["answer"] if options else []))
+        unread = (*PICTURES, *OPTIONS, *WANTED, *(["answer"] if options else []))
         text = {name: self._text(row, name, value) for name, value in given.items() if name not in unread}
         kind = self._kind(row, text.get("kind"), bool(options))
         question, answer, wanted = text.get("question"), text.get("answer"), self._wanted(row, given)
@@ -105,12 +108,14 @@ class RowReader:
         return Item(
             id=text.get("id", f"{Path(self.source).stem}-{row}"),
             prompt=text.get("prompt"),
-            image=self._image(row, given["image"]) if "image" in given else None,
+            image=self._image(row, "image", given),
             question=join(question, self.suffix, kind) if question else None,
             answer=answer,
             reply=text.get("reply"),
             source_caption=text.get("source_caption"),
             target_caption=text.get("target_caption"),
+            target_image=self._image(row, "target_image", given),
+            reverse=text.get("reverse"),
             kind=kind,
             task=text.get("task") or (wanted.tag if wanted else "all"),
             wanted=wanted,
@@ -162,12 +167,14 @@ class RowReader:
             )
         return kind
 
-    def _image(self, row: int | str, value: Any) -> Image.Image:
+    def _image(self, row: int | str, name: str, given: Mapping[str, Any]) -> Image.Image | None:
+        if name not in given:
+            return None
         source = Path(self.source)
         try:
-            return read_image(value, source if source.is_dir() else source.parent)
+            return read_image(given[name], source if source.is_dir() else source.parent)
         except Exception as error:  # the decoders of PIL raise whatever a broken file provokes
-            raise self._bad_row(row, "image", f"cannot be read: {error}") from error
+            raise self._bad_row(row, name, f"cannot be read: {error}") from error
 
     def _bad_row(self, row: int | str, name: str, what: str) -> BadRow:
         where = f"{self.source}, row {row}, column {self.column[name]!r} (field {name})"
@@ -226,9 +233,9 @@ def read_image(value: Any, root: Path) -> Image.Image:
 
 
 def unwrap_answer(text: str) -> str:
-    """The inside of `<answer>..</answer>` where there is such a block."""
+    """The inside of `<answer>..</answer>` where there is such a block, or what follows `####`, as in GSM8K."""
     block = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return block[1].strip() if block else text
+    return block[1].strip() if block else text.rpartition("####")[2].strip()
 
 
 def lettered(question: str, options: Sequence[str]) -> str:

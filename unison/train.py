@@ -6,15 +6,15 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from unison import checkpoint, scenarios
@@ -22,29 +22,34 @@ from unison.config import ObjectiveConfig, OptimConfig, RunConfig, to_json
 from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate
-from unison.objectives import OBJECTIVES
+from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
+from unison.policies.base import MovingReference
 from unison.report import write_report
+from unison.retention import Fall, Retention, falls
 from unison.rewards import load_rewards, score
+from unison.rewards.ahead import Ahead
 from unison.rewards.normalise import Normaliser
-from unison.rollout import roll_out
+from unison.rollout import groups_of, most_telling, roll_out, tells
 from unison.scenarios.common import Seeds, windowed
 from unison.train_log import RunLog
 from unison.types import Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
+T = TypeVar("T")
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A turn with its own advantage or its trajectory's, and what is scored of its action."""
+    """A turn with its own advantage or its trajectory's, what is scored of its action, and the id of its item."""
 
     turn: Turn
     advantage: float
     scored: Scored
+    item: str
 
 
 class Trainer:
@@ -57,7 +62,10 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.run = config, Path(config.out)
         self.scenario = scenarios.find(config.scenario.name)
-        self.rewards, self.measures = load_rewards(config.rewards), load_rewards(config.evaluation.rewards)
+        self.rewards = load_rewards(config.rewards, config.remote)
+        self.measures = load_rewards(config.evaluation.rewards, config.remote)
+        self.ahead = Ahead(self.rewards)
+        self.retention = Retention(config, WORLD_ITEMS)
         self.objective = OBJECTIVES[config.objective.name]
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
@@ -69,16 +77,22 @@ class Trainer:
         )
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
-        if config.optim.scoring != "rounds":
-            self.policy.require("mask drawings anew", f"optim.scoring = {config.optim.scoring!r}")
+        for setting, verb in demands(config).items():
+            self.policy.require(verb, setting)
+        require_states(config, self.scenario.verbs)
+        for question in self.retention.questions(1)[:1]:
+            scenarios.find("understanding").require(self.policy, question)
         self.trained = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are on their device
-        self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
+        self.moving = MovingReference(self.policy) if config.objective.reference_decay < 1 else None
+        states = (self.schedule, self.normaliser, self.moving)
+        self.accelerator.register_for_checkpointing(*(state for state in states if state is not None))
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
+        self.batches = 0  # of items that rollouts have taken
         self._resume() if resume else self._start()
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -90,64 +104,118 @@ class Trainer:
             self.evaluate(config.evaluation.items)
             self.save()
         with self.log.progress(self.step):
-            while self.step < config.optim.steps:
+            while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
-                with self.clock("rollout"):
-                    trajectories = self.roll_out()
-                with self.clock("reward"):
-                    reward_metrics = score(
-                        trajectories,
-                        self.rewards,
-                        config.rewards,
-                        self.policy,
-                        config.abstain_on_error,
-                        self.normaliser,
-                    )
+                trajectories, reward_metrics, discarded = self.collect()
                 rewards = [trajectory.reward for trajectory in trajectories]
                 advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
+                replayed, theirs, replay_metrics = self.replay()
                 with self.clock("update"):
-                    update_metrics = self.update(trajectories, advantages)
-                self.log.step(self.step, reward_metrics, spread, update_metrics, trajectories)
+                    update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
+                if self.moving:
+                    self.moving.follow(config.objective.reference_decay)
+                spread |= {"discarded": float(discarded)}
+                self.log.step(self.step, reward_metrics, spread, update_metrics | replay_metrics, trajectories)
                 last = self.step == config.optim.steps
                 if last or (config.evaluation.every and self.step % config.evaluation.every == 0):
                     self.evaluate(config.evaluation.items if last else config.evaluation.during_items)
                 if last or self.step % config.checkpoint_every == 0:
                     self.save()
+        if self.step < config.optim.steps:  # stopped
+            self.evaluate(config.evaluation.items)
+            self.save()
         return self.finish()
 
-    def roll_out(self) -> list[Trajectory]:
-        """This process's share of the step's items, G trajectories each."""
-        config, processes = self.config, self.accelerator.num_processes
-        indices = step_items(self.items, config.optim.items_per_step, self.step - 1, config.seed)
-        items = [self.items[i] for i in indices[self.accelerator.process_index :: processes]]
+    def collect(self) -> tuple[list[Trajectory], Metrics, int]:
+        """This process's share of the step with its rewards, what these were of all that was rolled out, and how many
+        groups were discarded.
+
+        Groups of equal rewards make room for others while `optim.refills` lasts (dynamic sampling, DAPO, arXiv
+        2503.14476, eq. 11); the first of them fill what is left.
+        """
+        drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
+        share = self.config.optim.items_per_step // self.accelerator.num_processes
+        for refill in range(1 + self.config.optim.refills):
+            if refill and not self._any([sum(map(tells, groups_of(drawn))) < share]):
+                break
+            with self.clock("rollout"):
+                new = self.roll_out({t.item.id for t in drawn})
+            with self.clock("reward"):
+                measured += [self.score(new, begun)] if new else []
+            drawn += new
+        kept = most_telling(groups_of(drawn), share)
+        discarded = len(groups_of(drawn)) - len(kept)
+        return [t for group in kept for t in group], _averages(measured), discarded
+
+    def roll_out(self, known: Set[str] = frozenset()) -> list[Trajectory]:
+        """This process's share of the next items, G trajectories each, without those whose ids the step has already."""
+        config = self.config
+        indices = self._share(step_items(self.items, config.optim.items_per_step, self.batches, config.seed))
+        self.batches += 1
+        items = [self.items[i] for i in indices]
+        items = [item for item in items if item.id not in known]
         seeds = Seeds(config.seed, self.step)
         scenario = windowed(config.scenario, seeds)
-        return roll_out(
-            self.policy, self.scenario, items, scenario, seeds, chunk=config.optim.rollout_items or len(items)
-        )
+        chunk = config.optim.rollout_items or config.optim.items_per_step
+        with self.policy.reference() if config.objective.samples_reference else nullcontext():
+            return roll_out(self.policy, self.scenario, items, scenario, seeds, chunk, self.ahead.begin)
+
+    def replay(self) -> tuple[list[Trajectory], list[float | None], Metrics]:
+        """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
+        config, questions = self.config, self._share(self.retention.questions(self.step))
+        if not questions:
+            return [], [], {}
+        with self.clock("rollout"):
+            chunk, seeds = config.optim.rollout_items or len(questions), Seeds(config.seed, self.step)
+            understanding = scenarios.find("understanding")
+            with self.policy.reference() if config.objective.samples_reference else nullcontext():
+                answers = roll_out(self.policy, understanding, questions, config.scenario, seeds, chunk)
+        with self.clock("reward"):
+            return answers, *self.retention.judge(answers, self.policy)
+
+    def _share(self, things: Sequence[T]) -> Sequence[T]:
+        """This process's share of what a step takes."""
+        return things[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def score(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:
+        """Sets the rewards; where one fails, the run can be resumed from before the step, which began at that batch."""
+        config, rewards = self.config, self.ahead.finish()
+        try:
+            return score(trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser)
+        except (ValueError, RuntimeError):
+            if self.accelerator.num_processes == 1:  # saving is a joint act, and the others do not know
+                self.step, self.batches = self.step - 1, begun
+                self.save()
+            raise
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
         """The optimiser steps of one rollout; groups stay whole."""
         groups = [
-            [
-                self._sample(turn, advantage)
-                for row in rows
-                if (advantage := advantages[row]) is not None
-                for turn in trajectories[row].turns
-            ]
-            for rows in group_rows(trajectories).values()
+            self._samples(
+                item,
+                [
+                    (turn, advantage)
+                    for row in rows
+                    if (advantage := advantages[row]) is not None
+                    for turn in trajectories[row].turns
+                ],
+            )
+            for item, rows in group_rows(trajectories).items()
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
         groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
         if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
             self.schedule.step()
-        return {name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]}
+        return _averages(rounds)
 
-    def _sample(self, turn: Turn, advantage: float) -> Sample:
-        own = advantage if turn.advantage is None else turn.advantage
-        (scored,) = self.policy.thin([turn.action], self.config.optim, self.config.seed + self.step)
-        return Sample(turn, own, scored)
+    def _samples(self, item: str, turns: Sequence[tuple[Turn, float]]) -> list[Sample]:
+        """The turns of an item's trajectories, each with its own advantage or else its trajectory's."""
+        scored = self.policy.thin([turn.action for turn, _ in turns], self.config.optim, self.config.seed + self.step)
+        return [
+            Sample(turn, advantage if turn.advantage is None else turn.advantage, s, item)
+            for (turn, advantage), s in zip(turns, scored, strict=True)
+        ]
 
     @torch.no_grad()
     def _with_old_logp(self, group: Sequence[Sample]) -> list[Sample]:
@@ -163,24 +231,31 @@ class Trainer:
         before: list[Tensor] = []
         for modality in MODALITIES:
             samples = [s for group in groups for s in group if s.turn.action.modality == modality]
-            total = self._global_totals(totals([s.turn.action for s in samples]))
+            total = self._global_totals(totals([s.scored.counted for s in samples]))
             if not total.decisions:
                 continue
-            objective = self.config.objective.of(modality)
-            sums: Metrics = {}
+            objective = self._objective(modality)
+            sums, earlier = {}, metrics["loss"]
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
                     loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
-                    self.accelerator.backward(loss)
+                    if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
+                        self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             metrics |= {f"{modality}/{name}": value for name, value in _means(self._global_sums(sums)).items()}
+            metrics |= self._global_sums({f"{modality}/loss": metrics["loss"] - earlier})
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         metrics |= self._global_sums({"loss": metrics["loss"]})
         self._sum_gradients()
         informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
         return metrics | self._apply(informative)
+
+    def _objective(self, modality: Modality) -> ObjectiveConfig:
+        """The settings of one modality, with the weight of the KL that the run has come to."""
+        objective = self.config.objective.of(modality)
+        return replace(objective, kl_beta=objective.kl_beta * self.retention.kl_factor)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
         size = self.config.optim.micro_batch_items
@@ -192,11 +267,10 @@ class Trainer:
     def _batch(
         self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig
     ) -> TurnBatch:
-        contexts, whole = [s.turn.context for s in samples], [s.turn.action for s in samples]
-        weight = decision_weights(pad_stack([a.mask for a in whole]), modality, total, objective)
-        scored = [s.scored for s in samples]
+        contexts, scored = [s.turn.context for s in samples], [s.scored for s in samples]
+        weight = decision_weights(pad_stack([s.counted for s in scored]), modality, total, objective)
         actions = [s.action for s in scored]
-        if objective.kl_beta:
+        if objective.needs_distance:
             with self.policy.reference():
                 anchors = self.policy.anchors(contexts, actions)
             logps, kls = zip(*self.model(contexts, actions, anchors), strict=True)
@@ -206,6 +280,10 @@ class Trainer:
         logp = pad_stack(logps)
         mask = pad_stack([action.mask for action in actions]).to(logp.device)
         known = [row.detach() if s.old_logp is None else s.old_logp for s, row in zip(scored, logps, strict=True)]
+        if objective.from_reference:
+            with self.policy.reference(), torch.no_grad():
+                known = self.policy(contexts, actions)
+        numbers = {item: number for number, item in enumerate(dict.fromkeys(s.item for s in samples))}
         return TurnBatch(
             logp=logp,
             old_logp=pad_stack([old.to(logp.device) for old in known]),
@@ -213,6 +291,7 @@ class Trainer:
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
             weight=(weight * pad_stack([s.weight for s in scored])).to(logp.device),
+            group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
         )
 
     def _apply(self, informative: bool) -> Metrics:
@@ -261,7 +340,7 @@ class Trainer:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.accelerator.reduce(gradient, "sum")  # type: ignore[assignment]
 
-    def _any(self, values: Iterator[float]) -> bool:
+    def _any(self, values: Iterable[float]) -> bool:
         own = torch.tensor(float(any(values)), device=self.accelerator.device)
         return bool(self.accelerator.reduce(own, "sum"))  # type: ignore[arg-type]
 
@@ -282,7 +361,8 @@ class Trainer:
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
             pictures = Pictures(self.run, f"eval/{self.step:06d}")
             settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
-            result = evaluate(self.policy, items, *settings)
+            result = evaluate(self.policy, items, *settings, self.retention.probe)
+        self._guard(result)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
@@ -292,9 +372,20 @@ class Trainer:
                 checkpoint.export(self.policy, self.run, "best")
         return result
 
+    def _guard(self, result: Evaluation) -> None:
+        """Reacts where a watched figure has fallen since the first evaluation."""
+        retention = self.retention
+        retention.first = retention.first or result
+        fallen: list[list[Fall]] = [falls(retention.first, result, retention.config)]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(fallen)  # what one process does, all do
+        self.log.fallen(self.step, fallen[0], retention.config.on_fall)
+        retention.react(fallen[0])
+
     def save(self) -> None:
         with self.clock("checkpoint"):
-            counters = {"bad_steps": self.bad_steps, "best": self.best}
+            counters = {"bad_steps": self.bad_steps, "best": self.best, "batches": self.batches}
+            counters |= {"kl_factor": self.retention.kl_factor}
             checkpoint.save_state(self.accelerator, self.run, self.step, counters)
 
     def finish(self) -> Path:
@@ -316,6 +407,9 @@ class Trainer:
     def _resume(self) -> None:
         state = checkpoint.load_state(self.accelerator, self.run)
         self.step, self.bad_steps, self.best = int(state["step"]), int(state["bad_steps"]), state["best"]
+        self.batches = int(state["batches"])
+        self.retention.kl_factor = state["kl_factor"]
+        self.retention.first = Evaluation.load(self.run / "eval" / "000000.json")
         if self.accelerator.is_main_process:
             self.log.rewind(self.step)
 
@@ -360,6 +454,13 @@ def parameter_groups(named: Iterable[tuple[str, Tensor]], config: OptimConfig) -
             )
     groups = [{"params": members, "lr": rates[pattern]} for pattern, members in parts.items()]
     return [{"params": rest, "lr": rates[""]}, *groups] if rest else groups
+
+
+def _averages(rounds: Sequence[Metrics]) -> Metrics:
+    """The mean of every figure over the rounds that have it."""
+    names = dict.fromkeys(name for r in rounds for name in r)
+    values = {name: [r[name] for r in rounds if name in r] for name in names}
+    return {name: sum(some) / len(some) for name, some in values.items()}
 
 
 def _means(sums: Metrics) -> Metrics:

@@ -19,8 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unison.checkpoint import truncate_after
 from unison.config import RunConfig
 from unison.evaluate import Evaluation
+from unison.retention import Fall
 from unison.types import Metrics, Trajectory
 
+FILES = ("metrics.jsonl", "timings.jsonl", "health.jsonl")
 console = Console()
 
 
@@ -35,12 +37,12 @@ class RunLog:
         accelerator.init_trackers("unison")
 
     def clear(self) -> None:
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            (self.run / name).write_text("")
+        for name in FILES:
+            (self.run / name).unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
         """Forgets what a resumed run will write again."""
-        for name in ("metrics.jsonl", "timings.jsonl"):
+        for name in FILES:
             truncate_after(self.run / name, step)
         console.print(f"resuming {self.run} after step {step} of {self.steps}")
 
@@ -96,6 +98,7 @@ class RunLog:
             "reward/std": spread["std"],
             "reward/abstained": spread["abstained"],
             "groups/constant_share": spread["constant_share"],
+            "groups/discarded": spread["discarded"],
             **{f"reward/{name}": value for name, value in rewards.items()},
             **_lengths(trajectories),
             **update,
@@ -116,6 +119,14 @@ class RunLog:
         self.accelerator.log({f"eval/{name}": e.value for name, e in figures.items()}, step=step)
         printed = ", ".join(f"{name} {estimate}" for name, estimate in figures.items())
         console.print(f"step {step}: held-out {printed} ({len(result.records)} items)")
+
+    def fallen(self, step: int, falls: Sequence[Fall], action: str) -> None:
+        """Says which watched figures have fallen, and what is done about it."""
+        for fall in falls if self.accelerator.is_main_process else ():
+            change = fall.change
+            line = {"step": step, "figure": fall.name, "change": change.value, "low": change.low, "high": change.high}
+            _append(self.run / "health.jsonl", line | {"action": action})
+            console.print(f"step {step}: held-out {fall.name} has fallen by {-change.value:.3f}: {action}")
 
     def close(self) -> None:
         console.print(f"report: {self.run / 'report.html'}")

@@ -179,6 +179,7 @@ class Scored:
     """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
     weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
     old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
+    counted: Tensor  # [L] bool, decisions that share the update's loss, scored or not
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +198,11 @@ class Item:
     source_caption: str | None = None
     """What the image shows."""
     target_caption: str | None = None
-    """What an edit of it is to show."""
+    """What an edit of it is to show, or what a prompt that is a riddle means."""
+    target_image: Image | None = None
+    """What the edited or corrected image is to look like, where that is imitated."""
+    reverse: str | None = None
+    """The instruction that takes an edit back."""
     kind: AnswerKind = "open_ended"
     task: str = "all"
     """Category under which evaluation reports the item."""
@@ -229,11 +234,12 @@ class TurnBatch:
     """Turns of one modality, padded to the longest action, as an objective sees them."""
 
     logp: Tensor  # [B, L] of the policy being trained; carries the gradient
-    old_logp: Tensor  # [B, L] of the policy that sampled
-    kl: Tensor | None  # [B, L] divergence from the frozen reference, if one is kept; carries the gradient
+    old_logp: Tensor  # [B, L] of the policy that sampled, or of the reference where the objective measures from that
+    kl: Tensor | None  # [B, L] divergence from the reference, if the objective asks for it; carries the gradient
     advantage: Tensor  # [B]
     mask: Tensor  # [B, L] bool
     weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked
+    group: Tensor  # [B] int64, equal for siblings: numbers from 0 without a gap
 
 
 def pad_stack(rows: Sequence[Tensor], value: float = 0) -> Tensor:

@@ -20,16 +20,34 @@ def advantages_of(
             return [1.0] * len(rewards), metrics
         case "reward":
             return list(rewards), metrics
-        case "group":
+        case "pair":
+            return best_against_worst(rewards, groups), metrics
+        case "group" | "rloo":
             return compared, metrics
+
+
+def best_against_worst(rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]]) -> list[float | None]:
+    """1 for the best of each group, -1 for the worst, None for the others and for groups of equal rewards.
+
+    Of equals the first counts.
+    """
+    advantages: list[float | None] = [None] * len(rewards)
+    for rows in groups.values():
+        judged = {row: reward for row in rows if (reward := rewards[row]) is not None}
+        if len(set(judged.values())) > 1:
+            advantages[max(judged, key=judged.__getitem__)] = 1.0
+            advantages[min(judged, key=judged.__getitem__)] = -1.0
+    return advantages
 
 
 def group_advantages(
     rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]], config: AdvantageConfig
 ) -> tuple[list[float | None], Metrics]:
-    """Reward minus the mean of its group, by default over the group's standard deviation.
+    """Reward minus the mean of its group, or with kind "rloo" of its siblings, by default over the group's standard
+    deviation.
 
-    Source: GRPO, arXiv 2402.03300, eq. 3; without the division Dr. GRPO, arXiv 2503.20783. A trajectory without a
+    Source: GRPO, arXiv 2402.03300, eq. 3; without the division Dr. GRPO, arXiv 2503.20783; the mean of the others alone
+    RLOO, arXiv 2402.14740, which is n / (n - 1) times the difference to the mean of all n. A trajectory without a
     reward leaves its group; one that is left alone has nothing to be compared with and gets 0, as does a group of
     equal rewards.
 
@@ -52,6 +70,8 @@ def group_advantages(
         if np.ptp(values) == 0:
             centred[:] = 0  # the mean of equal numbers may be off by a rounding error
         spread = centred.std(ddof=1) if len(judged) > 1 else 0.0
+        if config.kind == "rloo" and len(judged) > 1:
+            centred = centred * (len(judged) / (len(judged) - 1))
         spreads.append(spread)
         if config.divide_by_std:
             centred = centred / (spread + config.epsilon)

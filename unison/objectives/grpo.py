@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig
-from unison.types import Action, Metrics, Modality, TurnBatch
+from unison.types import Metrics, Modality, TurnBatch
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Totals:
     decisions: float
 
 
-def totals(actions: Sequence[Action]) -> Totals:
-    """Counts of this process."""
-    return Totals(len(actions), float(sum(int(action.mask.sum()) for action in actions)))
+def totals(masks: Sequence[Tensor]) -> Totals:
+    """Counts of this process, from the decisions [L] that count of every turn."""
+    return Totals(len(masks), float(sum(int(mask.sum()) for mask in masks)))
 
 
 def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: ObjectiveConfig) -> Tensor:
@@ -45,12 +45,16 @@ def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: Ob
 def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """Clipped surrogate plus the divergence from the reference.
 
-    Source: GRPO, arXiv 2402.03300, eq. 3 and 4; separate clip bounds as in DAPO, arXiv 2503.14476.
+    Source: GRPO, arXiv 2402.03300, eq. 3 and 4; separate clip bounds as in DAPO, arXiv 2503.14476, eq. 8; at level
+    "sequence" the ratio of a whole action, its length's root, as in GSPO, arXiv 2507.18071, eq. 5 to 7.
 
     Returns:
         The batch's share of the loss, and sums over its decisions: divide by `decisions` for means.
     """
     difference = torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
+    if config.level == "sequence":
+        mean = difference.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True).clamp_min(1)
+        difference = torch.where(batch.mask, mean, 0.0)
     ratio = difference.exp()
     advantage = batch.advantage[:, None]
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)

@@ -7,7 +7,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
-from unison.config import PolicyConfig
+from unison.config import JoinConfig, PolicyConfig
 from unison.policies.base import Policy
 
 FAMILIES = {
@@ -19,11 +19,13 @@ FAMILIES = {
 }
 """What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
 that Show-o's published configurations, which have no `model_type`, name instead."""
+JOINED = "+"
+"""Stands between a language model and a diffusion model that are joined on loading, as `unison join` does it."""
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def locate(path: str) -> str:
-    """A bundled model's folder for `assets/<name>`, a local folder, or else a hub id unchanged.
+    """A bundled model's folder for `assets/<name>`, a local folder, or else a hub id, or two to be joined, unchanged.
 
     Raises:
         ValueError: a local folder that does not exist or holds no checkpoint.
@@ -35,6 +37,8 @@ def locate(path: str) -> str:
             raise ValueError(f"policy.path = {path!r}: no such bundled model; choices: {known}")
         return str(folder)
     folder = Path(path).expanduser()
+    if JOINED in path and not folder.exists():
+        return path
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -69,11 +73,27 @@ def family_of(path: str) -> str:
 
 
 def load_policy(config: PolicyConfig) -> Policy:
-    """Loads the checkpoint as a policy of its family.
+    """Loads the checkpoint as a policy of its family, or joins two.
 
     Raises:
         ValueError: missing, truncated, incomplete or foreign checkpoint.
     """
     path = locate(config.path)
+    if JOINED in path and not Path(path).is_dir():
+        return _join(config)
     module, name = FAMILIES[family_of(path)].split(":")
     return attrgetter(name)(import_module(module))(path, config)
+
+
+def _join(config: PolicyConfig) -> Policy:
+    import torch
+
+    from unison.policies.metaquery import MetaQuery
+    from unison.policies.metaquery_net import join
+
+    language_model, _, diffusion_model = config.path.partition(JOINED)
+    try:
+        parts = join(language_model, diffusion_model, JoinConfig(), getattr(torch, config.dtype))
+    except ValueError as error:
+        raise ValueError(f"policy.path = {config.path!r}: {error}") from error
+    return MetaQuery(parts.network, parts.tokenizer, parts.image_processor, config)

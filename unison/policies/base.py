@@ -30,8 +30,9 @@ class Policy(nn.Module):
 
     family: ClassVar[str]
     abilities: ClassVar[frozenset[str]]
-    """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew"}: the last but one is to read a
-    `Relaxed` part of a context, the last to score drawings by the one-pass estimates of `thin`."""
+    """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew", "denoise drawings"}: to relax is to
+    read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `thin`, to denoise
+    to draw in latents, which can be scored as given ones, noised anew."""
 
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
@@ -71,10 +72,10 @@ class Policy(nn.Module):
         """What an update scores of each action, by `optim.scoring`; by default all of it.
 
         A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
-        weighted sums are unbiased, or a surrogate in a single pass. What is random depends on `seed` and the action
-        alone, so that the old, the trained and the reference policy score the same.
+        weighted sums are unbiased, or a surrogate in a single pass. The actions are those of one group, and what is
+        random depends on them and `seed` alone, so that the old, the trained and the reference policy score the same.
         """
-        return [Scored(action, action.mask.float(), action.logp) for action in actions]
+        return [Scored(action, action.mask.float(), action.logp, action.mask) for action in actions]
 
     def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
         """The actions that would have produced the given texts or images; a target that is an action stays."""
@@ -121,9 +122,9 @@ class Policy(nn.Module):
 
     # -- the reference -------------------------------------------------------------------------------------------
 
-    def keep_reference(self) -> None:
-        """Remembers the present weights as the reference; adapters need no copy."""
-        if not self._adapted:
+    def keep_reference(self, moving: bool = False) -> None:
+        """Remembers the present weights as the reference; adapters need no copy unless it is to move."""
+        if moving or not self._adapted:
             self._frozen_copy = {n: p.detach().clone() for n, p in self.network.named_parameters() if p.requires_grad}
 
     def reference(self) -> AbstractContextManager[None]:
@@ -132,11 +133,11 @@ class Policy(nn.Module):
         Raises:
             RuntimeError: no reference was kept.
         """
-        if self._adapted:
-            return self._adapted[0].disable_adapter()
-        if not self._frozen_copy:
+        if self._frozen_copy:
+            return self._swapped()
+        if not self._adapted:
             raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
-        return self._swapped()
+        return self._adapted[0].disable_adapter()
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
@@ -150,6 +151,31 @@ class Policy(nn.Module):
         parameters = dict(self.network.named_parameters())
         for name, copy in self._frozen_copy.items():
             parameters[name].data, self._frozen_copy[name] = copy, parameters[name].data
+
+
+class MovingReference:
+    """A policy's reference as a state of the run, which is saved with it: it follows the trained weights.
+
+    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        policy.keep_reference(moving=True)
+        self._policy = policy
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """The reference becomes `decay` of itself and for the rest the trained weights."""
+        parameters = dict(self._policy.network.named_parameters())
+        for name, copy in self.state_dict().items():
+            copy.lerp_(parameters[name], 1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._policy._frozen_copy
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, copy in self.state_dict().items():
+            copy.copy_(state[name])
 
 
 def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:

@@ -168,6 +168,14 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 # -- pixels ----------------------------------------------------------------------------------------------------------
 
 
+PIXELS, PICTURES = 2**21, 64
+
+
+def at_once(pixels: int) -> int:
+    """How many pictures of so many pixels go through an autoencoder in one pass."""
+    return min(max(PIXELS // pixels, 1), PICTURES)
+
+
 def ratio(vae: Any) -> int:
     """Pixels that a latent spans, along a side."""
     config = vae.config

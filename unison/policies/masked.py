@@ -397,7 +397,7 @@ def thinned(whole: Scored, order: Tensor, drawn: Tensor, rounds: int, seed: int)
 
     Args:
         order: [N] the round of each decision.
-        drawn: what was drawn, which decides with the seed which rounds they are (`own_seed`).
+        drawn: what tells the drawing from others, which decides with the seed which rounds they are (`own_seed`).
     """
     if not rounds:
         return whole

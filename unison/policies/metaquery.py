@@ -13,8 +13,8 @@ Guidance of a drawing is u + w (c - u); that of an edit, with i seeing the sourc
 so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
 
 Supervised, a picture is one noisy state of itself: `encode` draws noise, level sigma = sigmoid(N(0, 1)) and what is
-hidden, and the "log-probability" of such a given drawing is minus the squared error of the velocity there, so that its
-negative log-likelihood is the flow-matching loss.
+hidden, and such a given drawing is scored by its flow-matching loss (`noising.py`). A drawing of the policy's own can
+be scored so too, at the levels of its schedule and with nothing hidden (`optim.scoring` "noised").
 
 Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing, guidance and its training.
 """
@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.policies import causal, diffusion, masked, sde
+from unison.policies import causal, diffusion, masked, noising, sde
 from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
 from unison.policies.metaquery_net import MetaQueryNetwork, Parts, read_parts, write_parts
 from unison.policies.metaquery_prompt import (
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
-CHUNK = 64  # pictures
 DROPPED = 0.05  # share of given drawings without their text, and without their source, and without both
 Shares: TypeAlias = list[tuple[Hides, float]]
 """Branches of guidance, each by what it hides, with its share of the velocity."""
@@ -117,7 +116,7 @@ class MetaQuery(Policy):
     """The MetaQuery family, of a Qwen2.5-VL and a flow-matching transformer of `diffusers`."""
 
     family = "metaquery"
-    abilities = frozenset({"write", "draw", "edit"})
+    abilities = frozenset({"write", "draw", "edit", "denoise drawings"})
     network: MetaQueryNetwork
 
     def __init__(
@@ -310,7 +309,7 @@ class MetaQuery(Policy):
         self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """Log-probability [L] of every decision of every action, differentiable; with `anchors`, the divergence from
-        the reference below [2, L]. For a given drawing minus its flow-matching loss [1], whose divergence is none."""
+        the reference below [2, L]. For a given drawing minus its flow-matching loss at each of its states."""
         scores: dict[int, Tensor] = {}
         for (modality, sampling), rows in by_kind(actions).items():
             if modality == "text":
@@ -322,18 +321,27 @@ class MetaQuery(Policy):
                     velocity, paths, anchors and _of(rows, anchors), self.config.states_per_pass, self.device
                 )
             scores |= dict(zip(rows, found, strict=True))
-        losses = self._score_given(contexts, actions)
-        scores |= {row: -x if anchors is None else torch.stack([-x, x.new_zeros(1)]) for row, x in losses.items()}
+        for rows, velocity, drawings in self._given(contexts, actions):
+            with self.autocast():
+                found = noising.score(
+                    velocity, drawings, anchors and _of(rows, anchors), self.config.states_per_pass, self.device
+                )
+            scores |= dict(zip(rows, found, strict=True))
         return [scores[row] for row in range(len(actions))]
 
     @torch.no_grad()
     def anchors(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
-        """The means of a sampled drawing's transitions [T, C, h, w], log-probabilities [L] of other actions."""
+        """The means of a sampled drawing's transitions, or the velocities at a given one's states, [T, C, h, w];
+        log-probabilities [L] of other actions."""
         found: dict[int, Tensor] = {}
         for rows, velocity, paths in self._paths(contexts, actions):
             with self.autocast():
                 means = sde.means(velocity, paths, self.config.states_per_pass, self.device)
             found |= dict(zip(rows, means, strict=True))
+        for rows, velocity, drawings in self._given(contexts, actions):
+            with self.autocast():
+                velocities = noising.velocities(velocity, drawings, self.config.states_per_pass, self.device)
+            found |= dict(zip(rows, velocities, strict=True))
         others = [row for row in range(len(actions)) if row not in found]
         found |= dict(zip(others, self(_of(others, contexts), _of(others, actions)), strict=True))
         return [found[row] for row in range(len(actions))]
@@ -349,27 +357,21 @@ class MetaQuery(Policy):
                         velocity = self._guided(_of(own, contexts), sampling, edit, scored=True)
                     yield own, velocity, [latents_of(a) for a in _of(own, actions)]
 
-    def _score_given(self, contexts: Sequence[Context], actions: Sequence[Action]) -> dict[int, Tensor]:
-        """Squared error of the velocity at the one noisy state of each given drawing. [1]"""
-        losses: dict[int, Tensor] = {}
-        rows = [row for row, a in enumerate(actions) if isinstance(a, Latents) and not a.sampling.steps]
-        for edit, own in _by_edit(contexts, rows):
-            paths = [latents_of(a) for a in _of(own, actions)]
-            noise, clean = torch.stack([path.path for path in paths]).to(self.device).unbind(1)
-            sigma = torch.stack([path.sigmas[0] for path in paths]).to(self.device)
+    def _given(
+        self, contexts: Sequence[Context], actions: Sequence[Action]
+    ) -> Iterator[tuple[list[int], Guided, list[Latents]]]:
+        """Given drawings, edits or not: their rows, their velocity under what each hides, and themselves."""
+        drawings = {row: a for row, a in enumerate(actions) if isinstance(a, Latents) and not a.sampling.steps}
+        for edit, own in _by_edit(contexts, drawings):
+            asked = [Ask.of(contexts[row], _hidden_from(drawings[row].sampling)) for row in own]
             with self.autocast():
-                asked = [
-                    Ask.of(contexts[row], _hidden_from(path.sampling)) for row, path in zip(own, paths, strict=True)
-                ]
                 velocity = self._conditioned([asked], [1.0], edit)
-                x = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-                v = velocity(x, sigma, torch.arange(len(own), device=self.device))
-            error = (v - (noise - clean)).square().flatten(1).mean(1)
-            losses |= dict(zip(own, error.split(1), strict=True))
-        return losses
+            yield own, velocity, [drawings[row] for row in own]
 
     def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
         whole = super().thin(actions, optim, seed)
+        if optim.scoring == "noised":
+            whole = noising.noised_alike(whole, seed)
         return [_thin_path(s, optim.scored_rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
@@ -391,7 +393,7 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         drawings = [action.path[-1] for action in actions if isinstance(action, Latents)]
-        pictures = iter([p for part in _chunks(drawings) for p in self._pixels(torch.stack(list(part)))])
+        pictures = iter([p for part in self._chunks(drawings) for p in self._pixels(torch.stack(list(part)))])
         return [_to_image(next(pictures)) if isinstance(action, Latents) else self._text(action) for action in actions]
 
     def _text(self, action: Tokens) -> str:
@@ -400,7 +402,7 @@ class MetaQuery(Policy):
     def _latents(self, squares: Sequence[Image]) -> list[Tensor]:
         """Scaled latents of pictures of a drawing's size. each [C, h, w]"""
         latents: list[Tensor] = []
-        for part in _chunks(squares):
+        for part in self._chunks(squares):
             pixels = np.stack([np.asarray(image, np.float32) for image in part]) / 127.5 - 1
             with torch.autocast(self.device.type, enabled=False):
                 x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
@@ -412,6 +414,11 @@ class MetaQuery(Policy):
         """[B, C, h, w] -> [B, 3, H, W], about -1..1"""
         with torch.autocast(self.device.type, enabled=False):
             return diffusion.to_pixels(self.network.vae, latents.to(self.device))
+
+    def _chunks(self, things: Sequence[T]) -> list[Sequence[T]]:
+        """What goes through the autoencoder at once."""
+        size = diffusion.at_once(self.network.pixels**2)
+        return [things[i : i + size] for i in range(0, len(things), size)]
 
     def save(self, folder: Path) -> None:
         from unison.policies.adapters import merged
@@ -471,7 +478,7 @@ def _hidden_from(sampling: Sampling) -> Hides:
 
 def _thin_path(whole: Scored, steps: int, seed: int) -> Scored:
     path = latents_of(whole.action)
-    return masked.thinned(whole, torch.arange(len(path)), path.path[-1], steps, seed)
+    return masked.thinned(whole, torch.arange(len(path)), path.path[0], steps, seed)  # noise, which no rounding reaches
 
 
 def latents_of(action: Action) -> Latents:
@@ -487,11 +494,6 @@ def latents_of(action: Action) -> Latents:
 
 def _of(rows: Sequence[int], things: Sequence[T]) -> list[T]:
     return [things[row] for row in rows]
-
-
-def _chunks(things: Sequence[T]) -> list[Sequence[T]]:
-    """What goes through the autoencoder at once."""
-    return [things[i : i + CHUNK] for i in range(0, len(things), CHUNK)]
 
 
 def _to_image(pixels: Tensor) -> Image:

@@ -303,7 +303,13 @@ def _replay(
         taken = step(x, v, sigma, later[which], first, sampling.sde, sampling.noise_level, prev=after[which])
         return read(taken, None if reference is None else reference[which])
 
-    chunks = torch.arange(len(rows), device=device).split(chunk or len(rows))
+    return in_chunks(of_chunk, len(rows), chunk, device)
+
+
+def in_chunks(of_chunk: Callable[[Tensor], Tensor], count: int, chunk: int, device: torch.device | str) -> Tensor:
+    """What a function makes of the numbers up to `count`, `chunk` at a time, whose activations are recomputed in the
+    backward pass; 0, or as many as there are, takes all at once."""
+    chunks = torch.arange(count, device=device).split(chunk or count)
     whole = len(chunks) == 1 or not torch.is_grad_enabled()
     return torch.cat([of_chunk(c) if whole else checkpoint(of_chunk, c, use_reentrant=False) for c in chunks])
 

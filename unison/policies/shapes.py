@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,33 @@ from transformers import (
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
 
-from unison.policies import janus_deepseek, magvit, showo_net
+from unison.config import JoinConfig
+from unison.policies import JOINED, diffusion, janus_deepseek, magvit, showo_net
 from unison.policies.magvit import MagvitConfig
+from unison.policies.metaquery_net import MetaQueryConfig, MetaQueryNetwork, read_config
 from unison.policies.showo_net import ShowOConfig, ShowONetwork
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Sizes of a diffusion expert and of what joins it to a language model. Values are counted, not bytes."""
+
+    queries: int
+    """Positions that the language model reads after the prompt of a drawing."""
+    source_tokens: int
+    """Tokens of an edit's source as the language model sees it."""
+    connected: int
+    """Values that the connector keeps for the backward pass of one prompt."""
+    state: int
+    """Values that the diffusion transformer keeps for one noisy state."""
+    pixel: int
+    """Values that the autoencoder holds for a pixel while it paints."""
+    pixels: int
+    """Pixels of a drawing."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +55,11 @@ class Sizes:
     layers: int
     """Layers of the decoder."""
     width: int
-    """Width of the decoder, and of its keys and values."""
+    """Width of the decoder's keys and values."""
     kept: int
     """Values that the backward pass keeps per position and layer of the decoder."""
     image_tokens: int
-    """Tokens of a drawing."""
+    """Tokens of a drawing, as it is drawn or, where it is drawn by denoising, as it is read."""
     codes: int
     """Choices for each of them."""
     painted: float
@@ -47,6 +70,8 @@ class Sizes:
     """Regular expressions of parameter names that the family never trains."""
     exact: tuple[str, ...] = ()
     """Regular expressions of parameter names that stay in float32."""
+    denoising: Denoising | None = None
+    """The side that draws, where it does so by denoising."""
 
 
 # -- Janus -------------------------------------------------------------------------------------------------------------
@@ -191,6 +216,88 @@ def _showo_at(folder: Path) -> Sizes:
     return showo_sizes(config, showo_net.read_magvit_config(folder / "image_tokenizer"), vision)
 
 
+# -- MetaQuery ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MetaQueryShape:
+    """A joined checkpoint with the bridge of UniRL-Zero: configurations of its three parts as keyword arguments."""
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    transformer: dict[str, Any]
+    autoencoder: dict[str, Any]
+
+    def sizes(self) -> Sizes:
+        joint = JoinConfig()
+        qwen = Qwen2_5_VLConfig(
+            text_config=self.text, vision_config=self.vision, tie_word_embeddings=self.text["tie_word_embeddings"]
+        )
+        config = MetaQueryConfig(
+            queries=joint.queries,
+            side=self.transformer["sample_size"],
+            source_side=joint.source_side,
+            layers=joint.layers,
+            heads=joint.heads,
+            feed_forward=joint.feed_forward or self.text["intermediate_size"],
+        )
+        return metaquery_sizes(config, qwen, self.transformer, self.autoencoder)
+
+
+def metaquery_sizes(config: MetaQueryConfig, qwen: Any, transformer: dict[str, Any], autoencoder: Any) -> Sizes:
+    """Sizes of a MetaQuery by its own configuration and those of its parts.
+
+    Raises:
+        ValueError: its diffusion transformer is not a SANA, of whose memory alone something is known.
+    """
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+
+    kind = transformer.get("_class_name", "SanaTransformer2DModel")
+    if kind != "SanaTransformer2DModel":
+        raise ValueError(f"a dry run knows the memory of SanaTransformer2DModel, not of {kind}")
+    with torch.device("meta"):
+        dit: Any = SanaTransformer2DModel.from_config(transformer)
+        vae: Any = AutoencoderDC.from_config(autoencoder)
+        network = MetaQueryNetwork(config, Qwen2_5_VLForConditionalGeneration(qwen), dit, vae, None)
+    text, vision, width = qwen.text_config, qwen.vision_config, diffusion.embedding_width(dit)
+    token = vision.patch_size * vision.spatial_merge_size
+    kept = 10 * text.hidden_size + 3 * text.intermediate_size
+    connected = 8 * text.hidden_size + 3 * config.feed_forward
+    block = SANA_KEPT * width + SANA_KEPT_GATED * int(dit.config.mlp_ratio * width)
+    return Sizes(
+        network=network,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size * text.num_key_value_heads // text.num_attention_heads,
+        kept=kept,
+        image_tokens=round(network.pixels / token) ** 2,
+        codes=0,
+        painted=0,
+        fixed=(r"^vae\.",),
+        exact=(r"^vae\.",),
+        denoising=Denoising(
+            queries=config.queries,
+            source_tokens=(config.source_side // token) ** 2,
+            connected=config.queries * config.layers * connected,
+            state=dit.config.num_layers * config.side**2 * block,
+            pixel=4 * vae.config.decoder_block_out_channels[0],
+            pixels=network.pixels**2,
+        ),
+    )
+
+
+SANA_KEPT, SANA_KEPT_GATED = 25, 8
+"""What a block of SANA keeps for a position, in its width and in the width of its gated convolution."""
+
+
+def _metaquery_at(folder: Path) -> Sizes:
+    def config(part: str) -> dict[str, Any]:
+        return json.loads((folder / part / "config.json").read_text())
+
+    qwen = Qwen2_5_VLConfig.from_pretrained(folder / "language_model")
+    return metaquery_sizes(read_config(folder / "config.json"), qwen, config("transformer"), config("vae"))
+
+
 # -- where shapes are found --------------------------------------------------------------------------------------------
 
 JANUS = {
@@ -205,7 +312,36 @@ SHOW_O = {
     "showlab/show-o-w-clip-vit": ShowOShape(256, clip=True),
     "showlab/show-o-w-clip-vit-512x512": ShowOShape(1024, clip=True),
 }
-PUBLISHED = JANUS | SHOW_O
+QWEN_3B = {
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+    "tie_word_embeddings": True,
+}
+QWEN_3B_VISION = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "patch_size": 14,
+    "out_hidden_size": 2048,
+}
+SANA_1600M = {"sample_size": 32, "caption_channels": 2304}  # the class's own sizes
+DC_AE = {
+    "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "Conv",
+}
+METAQUERY = {
+    f"Qwen/Qwen2.5-VL-3B-Instruct{JOINED}Efficient-Large-Model/Sana_1600M_1024px_diffusers": MetaQueryShape(
+        QWEN_3B, QWEN_3B_VISION, SANA_1600M, DC_AE
+    )
+}
+PUBLISHED: dict[str, JanusShape | ShowOShape | MetaQueryShape] = {**JANUS, **SHOW_O, **METAQUERY}
 """By hub id; sizes from the published configurations."""
 
 LOCAL: dict[str, Callable[[Path], Sizes]] = {
@@ -213,5 +349,6 @@ LOCAL: dict[str, Callable[[Path], Sizes]] = {
     "multi_modality": lambda folder: janus_sizes(janus_deepseek.read_config(folder)),
     "showo": _showo_at,
     "Showo": _showo_at,
+    "metaquery": _metaquery_at,
 }
 """Sizes of a checkpoint folder, by the family that its config.json names."""

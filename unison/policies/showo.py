@@ -407,7 +407,7 @@ def _thin_drawing(whole: Scored, optim: OptimConfig, seed: int) -> Scored:
         return masked.thinned(whole, drawing.order, drawing.ids, optim.scored_rounds, seed)
     least = 1.0 if optim.scoring == "whole_canvas" else optim.least_masked
     order, wanted, weight = masked.one_pass(drawing.mask, least, masked.own_seed(drawing.ids, seed))
-    return Scored(replace(drawing, order=order, mask=wanted), weight, None)
+    return replace(whole, action=replace(drawing, order=order, mask=wanted), weight=weight, old_logp=None)
 
 
 def images_of(context: Context) -> list[Picture]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from unison.config import Chain, RunConfig, pick
-from unison.recipes import corl, unirl
+from unison.recipes import corl, unirl, unirl_zero
 
 RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "corl/tiny": corl.tiny,
@@ -38,6 +38,22 @@ RECIPES: dict[str, Callable[[], RunConfig | Chain]] = {
     "unirl/show-o-512-sft": unirl.show_o_512_sft,
     "unirl/show-o-256-grpo": unirl.show_o_256_grpo,
     "unirl/show-o-256-sft": unirl.show_o_256_sft,
+    "unirl-zero/tiny-text": unirl_zero.tiny_text,
+    "unirl-zero/tiny-reasoning": unirl_zero.tiny_reasoning,
+    "unirl-zero/tiny-draw": unirl_zero.tiny_draw,
+    "unirl-zero/tiny-jpeg-compressible": unirl_zero.tiny_jpeg_compressible,
+    "unirl-zero/tiny-jpeg-incompressible": unirl_zero.tiny_jpeg_incompressible,
+    "unirl-zero/tiny-edit": unirl_zero.tiny_edit,
+    "unirl-zero/tiny-think": unirl_zero.tiny_think,
+    "unirl-zero/tiny-reflect": unirl_zero.tiny_reflect,
+    "unirl-zero/text": unirl_zero.text,
+    "unirl-zero/reasoning": unirl_zero.reasoning,
+    "unirl-zero/draw": unirl_zero.draw,
+    "unirl-zero/jpeg-compressible": unirl_zero.jpeg_compressible,
+    "unirl-zero/jpeg-incompressible": unirl_zero.jpeg_incompressible,
+    "unirl-zero/edit": unirl_zero.edit,
+    "unirl-zero/think": unirl_zero.think,
+    "unirl-zero/reflect": unirl_zero.reflect,
 }
 DEFAULT = "corl/tiny-unified"
 """The recipe whose fields `unison train --help` lists."""

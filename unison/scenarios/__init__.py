@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from unison.config import ScenarioConfig, pick
 from unison.policies.base import Policy
-from unison.scenarios import imitate, self_improve, self_sft, t2i, understanding, unified
+from unison.scenarios import (
+    cold_start,
+    cycle_edit,
+    imitate,
+    reflect,
+    self_improve,
+    self_sft,
+    t2i,
+    think_then_draw,
+    understanding,
+    unified,
+)
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory
 
@@ -22,6 +33,12 @@ class Scenario:
     fields: tuple[str, ...]
     """What every item must have."""
     summary: str
+    held_out: str = "t2i"
+    """The scenario by which held-out items are drawn, itself or the one that it is a cold start of."""
+    reads: bool = True
+    """Whether what is written may be about a picture."""
+    judged: int = -1
+    """Which drawing of a trajectory is its result."""
 
     @property
     def relaxes(self) -> bool:
@@ -76,6 +93,44 @@ SCENARIOS = {
         ("draw", "write"),
         ("prompt", "question", "answer"),
         "draw a prompt, learn the true answer about that drawing, imitate drawings that were answered right",
+    ),
+    "cycle_edit": Scenario(
+        cycle_edit.rollout,
+        ("edit",),
+        ("prompt", "image", "reverse"),
+        "edit a picture, then take the edit back, one reward",
+        held_out="cycle_edit",
+        judged=0,
+    ),
+    "think_then_draw": Scenario(
+        think_then_draw.rollout,
+        ("write", "draw"),
+        ("prompt",),
+        "say what to draw, then draw it, one reward",
+        held_out="think_then_draw",
+        reads=False,
+    ),
+    "reflect": Scenario(
+        reflect.rollout,
+        ("draw", "write", "edit"),
+        ("prompt",),
+        "draw a prompt, judge that drawing and correct it, one reward",
+        held_out="reflect",
+    ),
+    "imitate_thought": Scenario(
+        cold_start.thought,
+        ("write", "draw"),
+        ("prompt", "image", "reply"),
+        "imitate the item's thought and the picture that follows it",
+        held_out="think_then_draw",
+        reads=False,
+    ),
+    "imitate_reflection": Scenario(
+        cold_start.reflection,
+        ("draw", "write", "edit"),
+        ("prompt", "image", "reply", "target_image"),
+        "imitate the item's verdict on a picture and its correction",
+        held_out="reflect",
     ),
 }
 

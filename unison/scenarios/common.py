@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from unison.config import ScenarioConfig
-from unison.types import Action, Context, Item, Part
+from unison.policies.base import Policy
+from unison.types import Action, Context, Item, Part, Trajectory, Turn
 
 T = TypeVar("T")
 
@@ -55,6 +56,21 @@ def windowed(config: ScenarioConfig, seeds: Seeds) -> ScenarioConfig:
 def repeat(things: Sequence[T], group: int) -> list[T]:
     """Each thing `group` times in a row; siblings share the object."""
     return [thing for thing in things for _ in range(group)]
+
+
+def then_draw(
+    policy: Policy,
+    begun: Sequence[Trajectory],
+    contexts: Sequence[Context],
+    config: ScenarioConfig,
+    noise: Sequence[int],
+) -> list[Trajectory]:
+    """The trajectories with one more turn, a drawing from their context."""
+    drawings = policy.draw(contexts, config.image, noise)
+    return [
+        replace(t, turns=(*t.turns, Turn(context, drawing)), images=(*t.images, image))
+        for t, context, drawing, image in zip(begun, contexts, drawings, policy.decode(drawings), strict=True)
+    ]
 
 
 def question_context(item: Item) -> Context:

@@ -12,8 +12,19 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from unison.world import edits
 from unison.world.render import BACKGROUND, CELL, PALETTE, RADIUS, SIZE, coverage
-from unison.world.scene import COLORS, SHAPES, Description, Object, Scene, Verdict, check
+from unison.world.scene import (
+    COLORS,
+    SHAPES,
+    Description,
+    Object,
+    Scene,
+    Verdict,
+    check,
+    parse_caption,
+    parse_prompt,
+)
 
 FOREGROUND = 70.0  # RGB distance from the background above which a pixel belongs to an object
 LEAST_AREA = 14  # components of fewer pixels are specks
@@ -73,3 +84,13 @@ def _shape_of(component: np.ndarray, y: float, x: float) -> str:
 def judge(image: Image.Image, description: Description) -> Verdict:
     """Whether the picture shows what the description asks for."""
     return check(see(image), description)
+
+
+def judge_asked(image: Image.Image, asked: str) -> Verdict:
+    """Whether the picture shows what is asked for in words: a caption, every object of it in its cell, or a prompt.
+
+    Raises:
+        ValueError: they are neither, in the world's language.
+    """
+    wanted = parse_caption(asked)
+    return edits.check(see(image), wanted) if wanted else judge(image, parse_prompt(asked))

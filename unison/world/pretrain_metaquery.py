@@ -78,7 +78,7 @@ class EyesConfig:
 class SpeechConfig:
     """How the language model is trained."""
 
-    steps: int = 1500
+    steps: int = 1200
     """Optimiser steps."""
     cycle: int = 1500
     """Length of the learning rate's cycle; stopping before its end leaves reinforcement learning more to do."""
@@ -94,7 +94,7 @@ class SpeechConfig:
     """Verdicts on right and wrong drawings a step."""
     learning_rate: float = 2e-3
     """Peak AdamW learning rate (one-cycle cosine)."""
-    snapshot_every: int = 500
+    snapshot_every: int = 300
     """Steps between evaluations on held-out items."""
 
 
@@ -102,10 +102,10 @@ class SpeechConfig:
 class BrushConfig:
     """How the bridge and the diffusion transformer are trained."""
 
-    steps: int = 6000
+    steps: int = 3000
     """Optimiser steps."""
-    cycle: int = 6000
-    """Length of the learning rate's cycle."""
+    cycle: int = 3200
+    """Length of the learning rate's cycle; stopping before its end leaves reinforcement learning more to do."""
     drawings: int = 48
     """Drawings a step."""
     edits: int = 24

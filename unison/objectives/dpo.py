@@ -1,0 +1,47 @@
+"""Direct preference optimisation: the best of a group is to become likelier than the worst, measured from a reference.
+
+Sources: DPO, arXiv 2305.18290, eq. 7; online, with pairs that the trained policy itself has sampled, OAIF, arXiv
+2402.04792; of drawings by denoising Diffusion-DPO, arXiv 2311.12908, eq. 14.
+
+At level "sequence" a pair is compared by the log-probabilities of whole actions. At level "decision" every decision is
+compared by itself, which is the bound that Diffusion-DPO minimises: a decision is then a level of noise, its
+"log-probability" minus the flow-matching loss there, and its beta times the number of steps is `beta` here.
+
+Left out: a judge that is asked about pairs (OAIF), since rewards rank a group; pairs other than the best and the worst.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unison.config import ObjectiveConfig
+from unison.types import Metrics, TurnBatch
+
+
+def dpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
+    """-log sigmoid(beta (log-ratio of the best - log-ratio of the worst)), for each pair or each of its decisions.
+
+    `batch.old_logp` is the reference's; the advantage is 1 for the best and -1 for the worst of a group. Where a
+    trajectory has several turns of the modality, they are compared together.
+
+    Returns:
+        The batch's share of the loss, and sums over comparisons: divide by `decisions` for means.
+    """
+    gain = batch.advantage[:, None] * torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
+    weight = batch.weight
+    if config.level == "sequence":
+        gain, weight = gain.sum(1, keepdim=True), weight.sum(1, keepdim=True)
+    margin, weight = of_groups(gain, batch.group), of_groups(weight, batch.group)
+    compared = weight > 0
+    loss = -(weight * F.logsigmoid(config.beta * margin)).sum()
+    with torch.no_grad():
+        measured = {"margin": margin, "preferred": (margin > 0).float()}
+        sums = {name: float((value * compared).sum()) for name, value in measured.items()}
+    return loss, {**sums, "decisions": float(compared.sum())}
+
+
+def of_groups(rows: Tensor, group: Tensor) -> Tensor:
+    """Sums over the rows of each group. [B, L] -> [groups, L]"""
+    return rows.new_zeros(int(group.max()) + 1, rows.shape[1]).index_add(0, group, rows)

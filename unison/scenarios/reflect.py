@@ -1,0 +1,40 @@
+"""UniRL-Zero's reflective drawing: the model draws, judges its drawing in words and corrects it; one advantage for all.
+
+Source: UniRL-Zero, arXiv 2510.17937. The paper leaves open what the correction is made from; here it is an edit of the
+first drawing, after prompt and verdict. Drawing and verdict stay in latents and tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from unison.config import ScenarioConfig
+from unison.policies.base import Policy
+from unison.scenarios import t2i
+from unison.scenarios.common import Seeds, then_draw
+from unison.types import Action, Context, Item, Trajectory, Turn
+from unison.world.verdicts import REQUEST
+
+
+def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
+    """prompt -> drawing, (that drawing, prompt) -> verdict, (all three) -> another drawing"""
+    drawn = t2i.rollout(policy, items, config, seeds)
+    contexts = [verdict_context(t.turns[0].action, t.item) for t in drawn]
+    verdicts = policy.write(contexts, config.text, seeds.of(items, config.group_size, "judge"))
+    judged = [
+        replace(t, turns=(*t.turns, Turn(context, verdict)), texts=(text,))
+        for t, context, verdict, text in zip(drawn, contexts, verdicts, policy.decode(verdicts), strict=True)
+    ]
+    after = [correction_context(t.turns[0].action, t.item, t.turns[1].action) for t in judged]
+    return then_draw(policy, judged, after, config, seeds.of(items, config.group_size, "correct"))
+
+
+def verdict_context(drawing: Action, item: Item) -> Context:
+    """A drawing, its prompt and the request to judge it."""
+    return Context((drawing, f"{item.prompt}\n{REQUEST}"))
+
+
+def correction_context(drawing: Action, item: Item, verdict: Action) -> Context:
+    """The same with the verdict."""
+    return Context((*verdict_context(drawing, item).parts, verdict))

@@ -1,0 +1,40 @@
+"""UniRL-Zero's thought-enhanced drawing: the model says what to draw, then draws it; one advantage trains both.
+
+Source: UniRL-Zero, arXiv 2510.17937. The drawing is conditioned on the prompt and on the whole reply, which stays in
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unison.config import ScenarioConfig
+from unison.policies.base import Policy
+from unison.scenarios.common import Seeds, repeat, then_draw
+from unison.types import Action, Context, Item, Trajectory, Turn
+from unison.world.riddles import REQUEST
+
+
+def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
+    """prompt with a request -> thought, (both) -> drawing"""
+    group = config.group_size
+    contexts = repeat([request_context(item) for item in items], group)
+    thoughts = policy.write(contexts, config.text, seeds.of(items, group, "think"))
+    thought = [
+        Trajectory(item, (Turn(context, reply),), texts=(text,))
+        for item, context, reply, text in zip(
+            repeat(items, group), contexts, thoughts, policy.decode(thoughts), strict=True
+        )
+    ]
+    after = [thought_context(t.item, t.turns[0].action) for t in thought]
+    return then_draw(policy, thought, after, config, seeds.of(items, group, "draw"))
+
+
+def request_context(item: Item) -> Context:
+    """The item's prompt, and the request to think first."""
+    return Context((f"{item.prompt}\n{REQUEST}",))
+
+
+def thought_context(item: Item, thought: Action) -> Context:
+    """The same with the reply to it."""
+    return Context((*request_context(item).parts, thought))
