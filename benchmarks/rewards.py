@@ -29,9 +29,9 @@ from unison.rewards import MINILM, REWARDS, load_rewards
 from unison.rewards.common import BATCH
 from unison.rewards.detect import AT_ONCE
 from unison.rewards.similarity import PAIRS
-from unison.types import Clause, Item, RewardFn, Trajectory, Wanted
+from unison.types import Clause, Context, Item, RewardFn, Sampling, Tokens, Trajectory, Turn, Wanted
 from unison.world.render import render
-from unison.world.scene import TASKS, sample
+from unison.world.scene import TASKS, caption, sample
 
 HEADER = "| reward | one call, median [min, max] | a call per drawing | ratio | how |\n|---|---|---|---|---|"
 SIZE = judges.JudgeSize(width=128, layers=4, image=224)
@@ -126,7 +126,7 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         word, image = WORDS[i % len(WORDS)], render(scene)
         if reward.startswith("world"):
-            item = Item(str(i), prompt=description.prompt)
+            item = Item(str(i), prompt=description.prompt, source_caption=caption(scene))
         else:
             real, image = _textured(image, word, 2 * i), _textured(image, word, 2 * i + 1)
             item = Item(
@@ -139,8 +139,17 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
                 target_caption=description.prompt,
                 wanted=Wanted("colors", (Clause(COCO[i % 80], 1, "red"),)),
             )
-        rows.append(Trajectory(item, (), images=(image,), texts=(f"<think> so </think><answer> {given} </answer>",)))
+        reply = f"<think> so </think><answer> {given} </answer>"
+        turns = (_written(10 + i),) if reward == "overlong" else ()
+        rows.append(Trajectory(item, turns, images=(image,), texts=(reply,)))
     return rows
+
+
+def _written(length: int) -> Turn:
+    """A reply of so many tokens, of 16 that it may have."""
+    ids = torch.arange(length)
+    reply = Tokens("text", ids, ids, torch.zeros(length), torch.ones(length, dtype=torch.bool), Sampling(max_tokens=16))
+    return Turn(Context(()), reply)
 
 
 def _textured(image: Image.Image, word: str, seed: int) -> Image.Image:

@@ -36,7 +36,7 @@ OF_OBJECTS = (
     "geneval_strict",
     "geneval_verdict",
     "geneval_improvement",
-)  # of photos of COCO's objects: see test_geneval.py
+)  # of COCO: test_geneval.py
 WITH_MODEL = ["matching", *(name for name in CHECKPOINTS if name not in OF_REPLIES + OF_OBJECTS)]
 CLOSE = 1e-4
 
