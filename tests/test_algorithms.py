@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -15,7 +18,10 @@ import torch
 from test_train_latents import CONTEXTS, GUIDED, Sketcher, begin, configuration, make, metrics, weights, write_items
 from torch import Tensor
 
+from benchmarks import algorithms as benchmark
+from unison import cli
 from unison.config import AdvantageConfig, ObjectiveConfig, OptimConfig, RunConfig
+from unison.evaluate import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
 from unison.objectives.nft import nft
@@ -340,6 +346,35 @@ def test_a_run_with_a_moving_reference_resumes_bit_for_bit(start: Callable[..., 
     stopped_and_resumed(start, "diffusion-nft")
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+import unison.train
+from test_algorithms import latent_run
+from test_train_latents import begin, make
+unison.train.load_policy = lambda config: make()
+items, out, algorithm = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+begin(latent_run(items, out, algorithm, optim__refills=1)).train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["diffusion-nft", "diffusion-dpo"])
+def test_two_processes_take_the_same_steps_as_one(tmp_path: Path, algorithm: str) -> None:
+    items, script = write_items(tmp_path / "items.jsonl"), tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    tests = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}:{tests.parent}"}
+    together = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for name, words in (("one", []), ("two", together)):
+        command = [sys.executable, *words, str(script), str(items), str(tmp_path / name), algorithm]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "grad_norm", "image/grad_norm", "reward/mean"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5)
+
+
 # -- dynamic sampling -------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +480,40 @@ def test_an_unknown_algorithm_is_said_with_the_nearest() -> None:
         trained_by(corl.tiny_unified(), "dapoo")
 
 
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["unison", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("option", [("--algorithm", "dapo"), ("--algorithm=dapo",)])
+def test_a_command_names_an_algorithm_and_its_own_options_come_after(
+    option: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("train", "corl/tiny-unified", *option, "--dry-run")
+    run(monkeypatch, *words)
+    assert "'overlong': 1.0" in " ".join(capsys.readouterr().out.split())
+    run(monkeypatch, *words, "--rewards.overlong", "0")
+    assert "overlong" not in capsys.readouterr().out
+
+
+def test_algorithms_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "recipes")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [("dapoo", "algorithm = 'dapoo' is unknown"), ("diffusion-dpo", "scenario.name = 'unified' writes")],
+)
+def test_a_command_with_an_algorithm_that_cannot_be_is_refused_in_a_line(
+    algorithm: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", "corl/tiny-unified", "--algorithm", algorithm, "--dry-run")
+    assert message in capsys.readouterr().err
+
+
 # -- what cannot work -------------------------------------------------------------------------------------------------
 
 
@@ -514,3 +583,45 @@ def test_replies_are_punished_as_they_run_out_of_room() -> None:
     assert found[-1] == pytest.approx(-1)
     assert overlong([Trajectory(Item("x"), (reply(1), reply(45)))], None) == pytest.approx([-0.5])
     assert overlong([Trajectory(Item("x"), ())], None) == [None]
+
+
+# -- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+def test_every_algorithm_has_a_row_and_every_row_is_an_algorithm() -> None:
+    named = {algorithm for rows in benchmark.ROWS.values() for algorithm in rows}
+    assert named == set(ALGORITHMS)
+    assert set(benchmark.OWN) <= {(kind, name) for kind, rows in benchmark.ROWS.items() for name in rows}
+
+
+def records(drawn: float, right: float) -> Evaluation:
+    judged = {"drawing_score": drawn, "drawing_correct": drawn == 1, "answer_correct": right, "format_ok": True}
+    return Evaluation(0, [{"task": task, **judged} for task in ("colors", "position") for _ in range(3)])
+
+
+def test_a_row_is_the_recipes_reward_before_and_after(tmp_path: Path) -> None:
+    args = benchmark.Args(rows=("gspo",), out=tmp_path)
+    for step, evaluation in ((0, records(0.5, 0.0)), (30, records(1.0, 1.0))):
+        replace(evaluation, step=step).save(tmp_path / "tokens-gspo-0" / "eval")
+    row = benchmark.table("tokens", args).splitlines()[-1]
+    assert row == "| gspo | 1.300 | 3.600 | +2.300 [+2.300, +2.300] |"  # 0.5 + 0.8 and 1 + 1 + 0.8 + 0.8
+
+
+@pytest.mark.slow
+def test_a_model_that_draws_by_denoising_is_trained_and_tabled(
+    metaquery: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metaquery.save(tmp_path / "model")
+    small = ("--optim.steps=1", "--optim.items-per-step=2", "--optim.micro-batch-items=1", "--evaluation.items=6")
+    benchmark.main(
+        benchmark.Args(
+            tables=("denoising",),
+            rows=("diffusion-nft",),
+            model=str(tmp_path / "model"),
+            reward="jpeg_incompressible",
+            out=tmp_path / "runs",
+            workers=1,
+            options=(*small, "--evaluation.gallery=0"),
+        )
+    )
+    assert "| diffusion-nft | 0." in capsys.readouterr().out

@@ -15,7 +15,7 @@ from unison.policies.base import Policy
 from unison.prompts import PromptItems
 from unison.report import compare_shares, imbalance
 from unison.stats import conditional, conditional_difference
-from unison.suites.common import cells
+from unison.suites.common import figure_cells
 from unison.types import Item, Sampling
 
 SCENARIO = ScenarioConfig(text=Sampling(max_tokens=5), image=Sampling(guidance=2.0))
@@ -79,7 +79,7 @@ def test_a_difference_needs_equal_suites() -> None:
 def test_each_category_and_its_gap_are_printed() -> None:
     both = [*records(COUNTS), *records({(False, True): 3, (False, False): 1}, "counting")]
     tasks = ["colors", "counting"]
-    rows = {name: cells(cuts, tasks) for name, cuts in by_cut(both, tasks).items()}
+    rows = {name: figure_cells(cuts, tasks) for name, cuts in by_cut(both, tasks).items()}
     assert rows["answer_given_drawing"][1:] == ["0.750", "-"]
     assert rows["1 - answer_given_drawing"][1:] == ["0.250", "-"]
     assert rows["1 - answer_given_drawing"][0].startswith("0.250 [")

@@ -42,6 +42,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         ["evaluate"],
         ["drift", "retention", "suites suites.*"],
         ["report", "train_log", "chain"],
+        ["compare"],
     ],
     "L5 training": [["train", "world.pretrain*"]],
     "L6 what is run": [["recipes recipes.*"], ["cli"], ["__main__"]],

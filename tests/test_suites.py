@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 
 from benchmarks import judges
 from unison import cli
+from unison.data import WorldItems, export
 from unison.stats import task_mean
 from unison.suites import SUITES
 from unison.suites.drawings import share
@@ -160,15 +162,28 @@ def test_finished_drawings_are_not_judged_again(
 # -- drawings of a model -----------------------------------------------------------------------------------------------
 
 
+Command = Callable[[Path], list[str]]
+COUNT = 12  # records of each of the two
+
+
 @pytest.fixture(scope="module")
-def commands(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
-    """The command that evaluates the tiny policy into a folder, with a detector of random weights."""
+def commands(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Command]:
+    """By suite, the command that evaluates the tiny policy into a folder; the detector has random weights."""
     folder = tmp_path_factory.mktemp("judges")
     detector = judges.build(folder, judges.JudgeSize(width=32, layers=1, image=48))["detector"]
     prompts = write_prompts(folder / "prompts.jsonl")
-    chosen = ["--suite", "geneval", "--prompts", str(prompts), "--images", "2", "--batch-size", "1"]
-    judged = ["--detector", str(detector), "--colors", "pixels", "--keep-pictures"]
-    return lambda out: ["-m", "unison", "eval", str(checkpoint), *chosen, *judged, "--out", str(out)]
+    table = export(WorldItems("eval", "mixed", "", 0, COUNT), folder / "questions", COUNT)
+    options = {
+        "geneval": ["--prompts", prompts, "--images", 2, "--detector", detector, "--colors", "pixels"],
+        "understanding": ["--data", table, "--max-tokens", 12, "--temperature", 1],
+    }
+    common = {"geneval": ["--keep-pictures"], "understanding": []}
+
+    def command(suite: str, out: Path) -> list[str]:
+        words = ["-m", "unison", "eval", checkpoint, "--suite", suite, *options[suite], "--batch-size", 1]
+        return [str(word) for word in (*words, *common[suite], "--out", out)]
+
+    return {suite: partial(command, suite) for suite in options}
 
 
 def execute(words: list[str]) -> None:
@@ -179,53 +194,55 @@ def execute(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def whole(commands: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an evaluation that nothing interrupted."""
+@pytest.fixture(scope="module", params=["geneval", "understanding"])
+def whole(
+    request: pytest.FixtureRequest, commands: dict[str, Command], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Command, Path]:
+    """A suite, its command, and the folder of an evaluation that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    execute(commands(out))
-    return out
+    execute(commands[request.param](out))
+    return request.param, commands[request.param], out
 
 
-def pictures(out: Path) -> dict[str, bytes]:
-    folder = out / "geneval-pictures"
+def pictures(suite: str, out: Path) -> dict[str, bytes]:
+    folder = out / f"{suite}-pictures"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
 
 
-def assert_same(out: Path, whole: Path) -> None:
-    ours, theirs = (json.loads((folder / "geneval.json").read_text()) for folder in (out, whole))
+def assert_same(suite: str, out: Path, whole: Path) -> None:
+    ours, theirs = (json.loads((folder / f"{suite}.json").read_text()) for folder in (out, whole))
     assert {**ours, "environment": None} == {**theirs, "environment": None}
-    assert pictures(out) == pictures(whole)
-    assert len(pictures(out)) == len(ours["records"]) == 12
+    assert pictures(suite, out) == pictures(suite, whole)
+    assert len({record["key"] for record in ours["records"]}) == len(ours["records"]) == COUNT
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_without_redoing_or_losing_a_drawing(
-    commands: Callable[[Path], list[str]], whole: Path, tmp_path: Path
+def test_a_killed_evaluation_goes_on_without_redoing_or_losing_a_record(
+    whole: tuple[str, Command, Path], tmp_path: Path
 ) -> None:
-    log, target = tmp_path / "geneval-0.jsonl", random.Random(time.time_ns()).randint(2, 9)
-    words = [sys.executable, *commands(tmp_path)]
+    suite, command, finished = whole
+    log, target = tmp_path / f"{suite}-0.jsonl", random.Random(time.time_ns()).randint(2, COUNT - 3)
+    words = [sys.executable, *command(tmp_path)]
     process = subprocess.Popen(words, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < target):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = log.read_bytes()
-    assert target <= kept.count(b"\n") < 13, "the evaluation ended before it was killed"
-    execute(commands(tmp_path))
+    assert target <= kept.count(b"\n") < COUNT + 1, "the evaluation ended before it was killed"
+    execute(command(tmp_path))
     assert log.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
-    assert log.read_bytes().count(b"\n") == 13  # the protocol, and every drawing once
-    assert_same(tmp_path, whole)
+    assert log.read_bytes().count(b"\n") == COUNT + 1  # the protocol, and every record once
+    assert_same(suite, tmp_path, finished)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(
-    commands: Callable[[Path], list[str]], whole: Path, tmp_path: Path
-) -> None:
-    execute(["-m", "torch.distributed.run", "--nproc-per-node", "2", *commands(tmp_path)])
-    assert_same(tmp_path, whole)
-    shares = [(tmp_path / f"geneval-{i}.jsonl").read_bytes().count(b"\n") for i in range(2)]
-    assert shares == [7, 7]  # the protocol and half of the drawings each
+def test_two_processes_give_the_numbers_of_one(whole: tuple[str, Command, Path], tmp_path: Path) -> None:
+    suite, command, finished = whole
+    execute(["-m", "torch.distributed.run", "--nproc-per-node", "2", *command(tmp_path)])
+    assert_same(suite, tmp_path, finished)
+    shares = [(tmp_path / f"{suite}-{i}.jsonl").read_bytes().count(b"\n") for i in range(2)]
+    assert shares == [COUNT // 2 + 1] * 2  # the protocol and half of the records each
 
 
 def test_processes_share_out_every_drawing_once() -> None:
@@ -236,10 +253,10 @@ def test_processes_share_out_every_drawing_once() -> None:
 
 
 def test_several_suites_are_one_command_with_options_of_their_own(
-    checkpoint: Path, commands: Callable[[Path], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, commands: dict[str, Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    geneval = commands(tmp_path)[4:]
-    mine = geneval[geneval.index("--prompts") : geneval.index("--out")]
+    geneval = commands["geneval"](tmp_path)[4:]
+    mine = geneval[geneval.index("--prompts") : geneval.index("--keep-pictures")]
     mine = [word.replace("--", "--geneval.", 1) for word in mine]
     mine[mine.index("--geneval.images") + 1] = "1"
     world = ["--world.items", "6", "--world.max-tokens", "8", "--guidance", "2"]
@@ -323,4 +340,4 @@ def test_every_suite_is_listed_in_the_help(monkeypatch: pytest.MonkeyPatch, caps
             run(monkeypatch, "--suite", name, "--help")
         shown = capsys.readouterr().out
         assert all(other in shown for other in SUITES)
-        assert "--guidance" in shown
+        assert "--batch-size" in shown

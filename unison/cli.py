@@ -17,9 +17,10 @@ from unison.config import Chain, JoinConfig, RunConfig, ServeConfig, from_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from rich.console import Console
 
     from unison.suites import Suite
-    from unison.suites.common import Result
+    from unison.suites.common import Job, Result
 
 USAGE = """unison: reinforcement learning for unified multimodal models
 
@@ -30,6 +31,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison train --resume <run>                  go on after a crash, with a run or a chain of runs
   unison eval <checkpoint>                     score drawing and answering on held-out items
   unison eval <checkpoint> --suite geneval --prompts <file>
+  unison eval --compare <A> <B>                two checkpoints on the same items, paired, with a page of drawings
   unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
@@ -218,9 +220,11 @@ Options = TypeVar("Options")
 class EvalArgs(Generic[Options]):
     """Score a checkpoint."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """Checkpoint folder, hub id or assets/<name>."""
+    checkpoints: tyro.conf.Positional[tuple[str, ...]]
+    """Checkpoint folder, hub id or assets/<name>; with --compare two of these, or of folders of results."""
     options: Annotated[Options, tyro.conf.arg(name="")]
+    compare: bool = False
+    """Put two checkpoints side by side, A and B, on the same items."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights."""
     out: Path | None = None
@@ -230,8 +234,9 @@ class EvalArgs(Generic[Options]):
 
 
 def evaluate(words: Sequence[str]) -> None:
-    """`eval <checkpoint> [--suite <name>,<name>]`"""
+    """`eval <checkpoint> [--suite <name>,<name>]`, `eval --compare <A> <B>`"""
     from unison import suites
+    from unison.suites import card
     from unison.suites.common import Job
 
     names, rest = _suite_names(words)
@@ -240,12 +245,45 @@ def evaluate(words: Sequence[str]) -> None:
     first = parsed[0]  # what is no suite's own option is the same for all
     if len(chosen) > 1 and first.out and first.out.suffix == ".json":
         raise ValueError(f"--out {first.out}: several suites write to a folder, not to one file")
-    job = Job(first.checkpoint, first.dtype, first.out, first.overwrite, _processes())
-    ready = [suite.prepare(args.options, job) for suite, args in zip(chosen, parsed, strict=True)]
+    _check_sides(first)
+    job = Job(first.checkpoints[0], first.dtype, first.out, first.overwrite, _processes())
+    pairs = [(suite, args.options) for suite, args in zip(chosen, parsed, strict=True)]
+    if first.compare:
+        return _compare(pairs, job, first.checkpoints)
+    ready = [suite.prepare(options, job) for suite, options in pairs]
     for suite, run in zip(chosen, ready, strict=True):
         if result := run():
-            result.save(job.file(suite.name))
+            card.save(result, job)
             _print_result(result, job.file(suite.name))
+    return None
+
+
+def _check_sides(args: EvalArgs[Any]) -> None:
+    wanted = 2 if args.compare else 1
+    if len(args.checkpoints) != wanted:
+        given = f"{len(args.checkpoints)} given: {' '.join(args.checkpoints)}" if args.checkpoints else "none given"
+        raise ValueError(
+            f"eval --compare takes two checkpoints or folders of results, {given}"
+            if args.compare
+            else f"eval takes one checkpoint, {given}; two are put side by side by --compare"
+        )
+
+
+def _compare(pairs: Sequence[tuple[Suite, Any]], job: Job, names: Sequence[str]) -> None:
+    from unison import compare
+
+    jobs, where = compare.place(job, names)
+    ready = [[compare.prepare(suite, options, one) for one in jobs] for suite, options in pairs]
+    for (suite, _), runs in zip(pairs, ready, strict=True):
+        sides = [run() for run in runs]
+        if sides[0] and sides[1] and job.processes.is_main_process:
+            compared = compare.side_by_side(sides[0], sides[1])
+            file = where if where.suffix == ".json" else where / f"{suite.name}.json"
+            compared.save(file)
+            _print_table(compared.heads, compared.rows())
+            _print_lines(
+                *compared.notes, f"{file} and, beside it, {file.stem}.md and {file.stem}.html hold the figures"
+            )
 
 
 def _suite_names(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -292,26 +330,39 @@ def _processes() -> PartialState:
 
 def _print_result(result: Result, file: Path) -> None:
     """The table of all figures by task, with the protocol that they hold for."""
-    from rich.console import Console
+    from unison.suites.common import counted, one_line
+
+    heads = ["figure", "all tasks [95% interval]", *result.tasks]
+    _print_table(heads, [[name, *row] for name, row in result.rows().items()])
+    _print_lines(
+        *([f"counts: {counted(result.counts)}"] if result.counts else []),
+        *result.notes,
+        ", ".join(f"{name}={one_line(value)}" for name, value in result.protocol.items()),
+        f"{file} and {file.with_suffix('.md').name} hold the figures",
+    )
+
+
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Column, Table
 
-    from unison.suites.common import counted, one_line
+    table = Table(Column(heads[0], no_wrap=True), *heads[1:])
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _print_lines(*lines: str) -> None:
+    for line in lines:
+        _console().print(line, highlight=False, markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
 
     console = Console()
     if not console.is_terminal:  # a file is as wide as its lines
         console.width = max(console.width, 160)
-    table = Table(Column("figure", no_wrap=True), "all tasks [95% interval]", *result.tasks)
-    for name, row in result.rows().items():
-        table.add_row(name, *row)
-    console.print(table)
-    told = [f"counts: {counted(result.counts)}"] if result.counts else []
-    for line in (
-        *told,
-        *result.notes,
-        ", ".join(f"{name}={one_line(value)}" for name, value in result.protocol.items()),
-    ):
-        console.print(line, highlight=False, markup=False)
-    console.print(f"{file} and {file.with_suffix('.md').name} hold the figures", highlight=False, markup=False)
+    return console
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.progress import Progress
 
@@ -52,6 +52,13 @@ CONDITIONALS = {
 REWARD = "reward/"  # begins the field of a measured reward
 Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
+
+
+class Pictures(NamedTuple):
+    """Where pictures are kept: `folder` inside `root`, from which records name them."""
+
+    root: Path
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def evaluate(
     scenario: ScenarioConfig,
     config: EvalConfig,
     step: int = 0,
-    pictures: Path | None = None,
+    pictures: Pictures | None = None,
     rewards: Mapping[str, RewardFn] | None = None,
     probe: Sequence[Item] = (),
 ) -> Evaluation:
@@ -152,7 +159,7 @@ def evaluate(
     Args:
         items: held-out items; what an item lacks (prompt or question) is not evaluated.
         scenario: sampling of text and drawings.
-        pictures: run folder in which to keep the first `config.gallery` items' drawings and question images.
+        pictures: where to keep the first `config.gallery` items' drawings and question images.
         rewards: what measures every drawing, with the answer about it where there is one.
         probe: items of which the questions alone are asked, for a figure of their own.
 
@@ -177,7 +184,7 @@ def evaluate(
                 image = result.images[how.judged] if result else None
                 record = _record(item, result, image, asked.get(item.id), about_own)
                 if pictures and number < config.gallery:
-                    _keep_pictures(record, item, image, pictures, step)
+                    _keep_pictures(record, item, image, pictures)
                 records.append(record)
             progress.advance(task, len(batch))
     for start in range(0, len(probe), config.batch_size):
@@ -274,12 +281,12 @@ def _judged(item: Item, image: Image | None) -> Record:
     }
 
 
-def _keep_pictures(record: Record, item: Item, drawing: Image | None, run: Path, step: int) -> None:
-    folder = run / "eval" / f"{step:06d}"
+def _keep_pictures(record: Record, item: Item, drawing: Image | None, pictures: Pictures) -> None:
+    folder = pictures.root / pictures.folder
     folder.mkdir(parents=True, exist_ok=True)
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in item.id)
     for field, image in (("image", drawing), ("question_image", item.image)):
         if image is not None:
             path = folder / f"{name}.{field}.png"
             image.save(path)
-            record[field] = str(path.relative_to(run))
+            record[field] = str(path.relative_to(pictures.root))

@@ -13,6 +13,7 @@ from rich.table import Table
 from unison import scenarios
 from unison.config import PolicyConfig, RunConfig
 from unison.data import StreamItems, TableItems, open_items
+from unison.objectives import require_states
 from unison.policies import family_of, locate
 from unison.policies.diffusion import at_once
 from unison.policies.masked import POSITIONS_PER_CHUNK
@@ -35,6 +36,7 @@ def dry_run(config: RunConfig) -> None:
     """
     console = Console()
     scenario = scenarios.find(config.scenario.name)
+    require_states(config, scenario.verbs)
     load_rewards([*config.rewards, *config.evaluation.rewards], config.remote)
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
@@ -103,11 +105,12 @@ def estimate_memory(config: RunConfig) -> dict[str, float]:
     """
     model = sizes_of(config.policy)
     weights, copy = _weights(config.policy, model)
+    kept = config.needs_reference and (not config.policy.lora_rank or config.objective.reference_decay < 1)
     sizes: dict[str, float] = {
         "weights": weights,
         "gradients (and their copy for per-modality norms)": copy * (2 if config.optim.modality_grad_norms else 1),
         "AdamW states": 2 * copy,
-        "reference": copy if config.needs_reference and not config.policy.lora_rank else 0,
+        "reference": copy if kept else 0,
         "keys and values of a rollout": _cache_size(config, model),
         "activations of a micro-batch": _activation_size(config, model),
         "drawings differentiated through": _relaxed_size(config, model),

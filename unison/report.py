@@ -14,7 +14,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,13 +78,18 @@ def write_report(run: Path) -> Path:
     Raises:
         ValueError: `run` is not a run folder.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.jinja")
     path = run / "report.html"
-    path.write_text(page.render(_view(read_run(run))), encoding="utf-8")
+    path.write_text(render("report.html.jinja", _view(read_run(run))), encoding="utf-8")
     return path
+
+
+def render(template: str, view: Mapping[str, Any]) -> str:
+    """A page from a template beside this file; pages share the pieces of report_pieces.html.jinja."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template(template).render(view)
 
 
 # -- reading a run folder ------------------------------------------------------------------------------------
@@ -176,6 +181,11 @@ class Comparison:
     items: int
     sides: list[Estimate]
     difference: Estimate | None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether every side lies in [0, 1], the range of the plots."""
+        return all(side.low >= 0 and side.high <= 1 for side in self.sides)
 
     @property
     def direction(self) -> str:
@@ -436,8 +446,8 @@ def _view(run: Run) -> dict[str, Any]:
         "drift_chart": drift_chart(drift) if drift else None,
         "has_gap": set(SHARES.values()),
         "signed": signed,
-        "gallery": _gallery(run, sides),
-        "questions": _questions(run, sides),
+        "gallery": gallery(sides, [run.path] * len(sides)),
+        "questions": questions(sides, [run.path] * len(sides)),
         "evaluation_charts": evaluation_charts(run.evaluations),
         "sections": sections,
         "zero": zero,
@@ -465,16 +475,25 @@ def _pairs(sides: Sequence[Evaluation], field: str) -> Iterable[list[Row]]:
     return ([records[i] for records in by_id] for i in (by_id[0] if by_id else ()) if all(i in r for r in by_id))
 
 
-def _gallery(run: Run, sides: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def gallery(sides: Sequence[Evaluation], folders: Sequence[Path]) -> list[Row]:
+    """The first drawings that every side keeps, of the same items, with what was recorded of them.
+
+    Args:
+        folders: from where each side's records name their pictures.
+    """
     pairs = list(_pairs(sides, "image"))[:GALLERY]
-    return [{"records": pair, "images": [data_uri(run.path / r["image"]) for r in pair]} for pair in pairs]
+    return [
+        {"records": pair, "images": [data_uri(f / r["image"]) for f, r in zip(folders, pair, strict=True)]}
+        for pair in pairs
+    ]
 
 
-def _questions(run: Run, sides: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def questions(sides: Sequence[Evaluation], folders: Sequence[Path]) -> list[Row]:
+    """The first questions that every side replied to, those with a picture if there are any; `folders` as above."""
     pairs = [p for p in _pairs(sides, "reply") if p[0]["question"]]
     shown = [p for p in pairs if p[0]["question_image"]] or pairs
     return [
-        {"records": p, "image": data_uri(run.path / path) if (path := p[0]["question_image"]) else None}
+        {"records": p, "image": data_uri(folders[0] / path) if (path := p[0]["question_image"]) else None}
         for p in shown[:QUESTIONS]
     ]
 

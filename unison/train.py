@@ -21,7 +21,7 @@ from unison import checkpoint, scenarios
 from unison.config import ObjectiveConfig, OptimConfig, RunConfig, to_json
 from unison.data import open_items, step_items
 from unison.environment import describe
-from unison.evaluate import Evaluation, evaluate
+from unison.evaluate import Evaluation, Pictures, evaluate
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, totals
@@ -359,7 +359,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"):
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
-            settings = (config.scenario, config.evaluation, self.step, self.run, self.measures)
+            pictures = Pictures(self.run, f"eval/{self.step:06d}")
+            settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
             result = evaluate(self.policy, items, *settings, self.retention.probe)
         self._guard(result)
         if self.accelerator.is_main_process:

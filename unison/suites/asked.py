@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
-
 from unison.rewards.visual_judge import Form, Request, Told, VisualJudge, load_judge
+from unison.suites.batches import finish
 from unison.suites.common import Cuts, Job, Record, Result
-from unison.suites.drawings import DrawingOptions, Key, keep_pictures, share
+from unison.suites.drawings import DrawingOptions, Drawings, Key, share
 from unison.suites.ledger import Ledger
 from unison.types import Item
 
@@ -117,16 +117,13 @@ class Run:
     def __call__(self) -> Result | None:
         processes, exam = self.job.processes, self.exam
         ledger = Ledger(self.job.file(exam.name), self.protocol(), self.job)
-        keys = share(len(exam.items), self.options.images, processes.process_index, processes.num_processes)
-        todo = [key for key in keys if ledger.is_open(str(key))]
-        if todo:
-            self._finish(todo, ledger)
-        processes.wait_for_everyone()
-        if not processes.is_main_process:
+        whole, part = (0, 1), (processes.process_index, processes.num_processes)
+        keys, own = (share(len(exam.items), self.options.images, *shares) for shares in (whole, part))
+        make = partial(self._make, ledger)
+        found = finish(keys, own, make, self.options.batch_size, ledger, processes, exam.name)
+        if found is None:
             return None
-        found = ledger.read()
-        lines = [(key, found[str(key)]) for key in share(len(exam.items), self.options.images, 0, 1)]
-        records = [line | exam.measure(key.prompt, line["told"]) for key, line in lines]
+        records = [line | exam.measure(key.prompt, line["told"]) for key, line in zip(keys, found, strict=True)]
         counts = count(records)
         notes = [*failures(counts), *exam.notes(records)]
         return Result(exam.name, ledger.protocol, exam.figures(records), records, notes, counts)
@@ -136,27 +133,16 @@ class Run:
         judge = {"judge": self.judge.name, "judge_sees": self.judge.sees}
         return self.options.protocol(self.job) | dict(self.exam.protocol) | judge
 
-    def _finish(self, todo: Sequence[Key], ledger: Ledger) -> None:
-        drawings, size = self.options.drawings(self.job, self.exam.items), self.options.batch_size
-        with Progress(transient=True, disable=not self.job.processes.is_main_process) as progress:
-            task = progress.add_task(self.exam.name, total=len(todo))
-            for start in range(0, len(todo), size):
-                keys = todo[start : start + size]
-                images = drawings(keys)
-                files = self._keep(keys, images, ledger.file)
-                for record in self._ask(keys, images, ledger.records):
-                    ledger.append([record | {"image": files[record["key"]]}])
-                    progress.advance(task)
+    def _make(self, ledger: Ledger, keys: Sequence[Key]) -> Iterator[Record]:
+        """Draws and asks; a drawing's record comes as soon as all answers about it are there."""
+        images = self._drawings(keys)
+        files = self.options.keep(self.job, ledger.file, keys, images, self.exam.items)
+        for key, record in zip(keys, self._ask(keys, images, ledger.records), strict=True):
+            yield record | {"image": files.get(key)}
 
-    def _keep(self, keys: Sequence[Key], images: Sequence[Image], file: Path) -> dict[str, str | None]:
-        """Saves the drawings, if they are to be kept; where each one is, seen from the suite's file."""
-        if self.options.drawn:
-            return {str(key): str(Path(self.job.checkpoint).absolute() / f"{key}.png") for key in keys}
-        if not self.options.keep_pictures:
-            return dict.fromkeys(map(str, keys))
-        folder = file.with_name(f"{file.stem}-pictures")
-        keep_pictures(folder, keys, images, self.exam.items)
-        return {str(key): f"{folder.name}/{key}.png" for key in keys}
+    @cached_property
+    def _drawings(self) -> Drawings:
+        return self.options.drawings(self.job, self.exam.items)
 
     def _ask(self, keys: Sequence[Key], images: Sequence[Image], known: Mapping[str, Record]) -> Iterator[Record]:
         """The answers about each drawing, as soon as they are all there; what an earlier record tells is kept."""

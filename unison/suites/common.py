@@ -20,6 +20,8 @@ from unison.policies import load_policy, locate
 from unison.policies.base import Policy
 from unison.stats import Estimate
 
+RESULTS = Path("runs/eval")
+"""Where results go if nothing is said."""
 ALL = "all"
 """The cut over all tasks: the mean of theirs, or for a conditional share the share over all items."""
 Cuts: TypeAlias = Mapping[str, Estimate]
@@ -51,9 +53,17 @@ class Job:
         policy = load_policy(PolicyConfig(self.checkpoint, dtype=self.dtype, compute_dtype=self.dtype))
         return policy.to(self.processes.device)
 
+    def check(self) -> None:
+        """That the checkpoint is there, as far as that is known without a download.
+
+        Raises:
+            ValueError: it is not.
+        """
+        locate(self.checkpoint)
+
     def file(self, suite: str) -> Path:
         """The suite's JSON file; what else it writes lies beside it."""
-        out = self.out or Path("runs/eval") / re.sub(r"[^\w.-]+", "-", self.checkpoint).strip("-.")
+        out = self.out or RESULTS / slug(self.checkpoint)
         return out if out.suffix == ".json" else out / f"{suite}.json"
 
 
@@ -71,6 +81,26 @@ class Result:
     """What a reader of the figures must know."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """What was asked of a judge, what of it failed and what it cost."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """The field of records that a figure averages, where it has another name than the figure."""
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is no result.
+        """
+        try:
+            told = json.loads(path.read_text())
+            known: dict[str, Any] = {f.name: told[f.name] for f in dataclasses.fields(cls) if f.name in told}
+            known["figures"] = {
+                name: {cut: Estimate(**estimate) for cut, estimate in cuts.items()}
+                for name, cuts in told["figures"].items()
+            }
+            return cls(**known)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the result of a suite ({error}): give what `unison eval` wrote") from error
 
     @property
     def tasks(self) -> list[str]:
@@ -79,16 +109,19 @@ class Result:
 
     def rows(self) -> dict[str, list[str]]:
         """The cells of every figure as printed: over all tasks with the interval, then for each task."""
-        return {name: cells(cuts, self.tasks) for name, cuts in self.figures.items()}
+        return {name: figure_cells(cuts, self.tasks) for name, cuts in self.figures.items()}
 
-    def markdown(self) -> str:
+    def body(self) -> str:
         """The table, the notes and the protocol."""
         heads = ["figure", "all tasks [95% interval]", *self.tasks]
-        lines = [heads, ["---"] * len(heads), *([name, *row] for name, row in self.rows().items())]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        figures = table(heads, [[name, *row] for name, row in self.rows().items()])
         protocol = "\n".join(f"- {name}: {one_line(value)}" for name, value in self.protocol.items())
         told = [f"Counts: {counted(self.counts)}"] if self.counts else []
-        return "\n\n".join([f"# {self.suite}", table, *told, *self.notes, f"Protocol:\n\n{protocol}"]) + "\n"
+        return "\n\n".join([figures, *told, *self.notes, f"Protocol:\n\n{protocol}"])
+
+    def markdown(self) -> str:
+        """The page of the result."""
+        return f"# {self.suite}\n\n{self.body()}\n"
 
     def save(self, path: Path) -> None:
         """Writes the JSON file, and the Markdown page beside it."""
@@ -98,7 +131,22 @@ class Result:
         path.with_suffix(".md").write_text(self.markdown())
 
 
-def cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def slug(name: str) -> str:
+    """A checkpoint's name as that of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def item_of(record: Record) -> str:
+    """What a record is about: its `id`, or the part of its `key` that the records of one item share."""
+    return record["id"] if "id" in record else record["key"].split("/")[0]
+
+
+def figure_cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
     """A figure as printed; a dash where a cut does not have it."""
     single = [cuts.get(task) for task in tasks]
     return [str(cuts[ALL]) if ALL in cuts else "-", *(f"{e.value:.3f}" if e else "-" for e in single)]

