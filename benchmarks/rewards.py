@@ -47,8 +47,15 @@ HOW = {
     "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "format": ROW_BY_ROW,
+    "overlong": ROW_BY_ROW,
     "world": ROW_BY_ROW,
     "world_strict": ROW_BY_ROW,
+    "world_first": ROW_BY_ROW,
+    "world_first_strict": ROW_BY_ROW,
+    "world_cycle": ROW_BY_ROW,
+    "world_clean": ROW_BY_ROW,
+    "verdict_right": ROW_BY_ROW,
+    "improvement": ROW_BY_ROW,
     "world_thought": ROW_BY_ROW,
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
@@ -75,6 +82,8 @@ HOW = {
     "image_reward": f"{PASS}, BLIP of {RANDOM}",
     "geneval": f"{DETECTED}, CLIP of {RANDOM}",
     "geneval_strict": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_verdict": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_improvement": f"{DETECTED}, CLIP of {RANDOM}, first and last drawings",
 }
 """How each reward goes through a batch."""
 
