@@ -31,7 +31,7 @@ def result(records: list[dict[str, Any]], **protocol: Any) -> Result:
 
 def by_task(records: list[dict[str, Any]], ids: set[str] | None = None) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
-    for row in sorted(records, key=lambda row: row["id"]):
+    for row in sorted(records, key=lambda row: row.get("id", "")):
         if ids is None or row["id"] in ids:
             values.setdefault(row["task"], []).append(float(row["right"]))
     return values
