@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import tyro
 
 from benchmarks.pages import DOCS, write_section
 from benchmarks.seeds import ends
-from benchmarks.training import folder, side_by_side, train
+from benchmarks.training import averaged, folder, side_by_side, train
 from benchmarks.unirl import signed
 from unison.config import EvalConfig, PolicyConfig, RunConfig, to_json
 from unison.evaluate import REWARD, Evaluation
@@ -131,14 +130,9 @@ def rewards_of(evaluation: Evaluation, weights: dict[str, float]) -> Columns:
     return columns
 
 
-def mean_columns(runs: Sequence[Columns]) -> Columns:
-    """Every item's mean over seeds."""
-    return {task: np.mean([run[task] for run in runs], axis=0).tolist() for task in runs[0]}
-
-
 def line(label: str, before: Sequence[Columns], after: Sequence[Columns]) -> str:
     """A row: reward before and after, means over seeds, and the paired difference with its interval over items."""
-    first, last = mean_columns(before), mean_columns(after)
+    first, last = averaged(before), averaged(after)
     gains = [task_difference(b, a).value for b, a in zip(before, after, strict=True)]
     least = f"; {min(gains):+.3f} to {max(gains):+.3f}" if len(gains) > 1 else ""
     values = f"{task_mean(first).value:.3f} | {task_mean(last).value:.3f}"

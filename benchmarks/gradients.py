@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.masked import SCORED
-from benchmarks.pages import DOCS, circumstances, write_section
+from benchmarks.pages import publish_lines
 from unison import scenarios
 from unison.config import AdvantageConfig, DataConfig, OptimConfig, PolicyConfig, ScenarioConfig
 from unison.data import open_items
@@ -183,7 +183,6 @@ def main(options: Options) -> None:
         options = replace(options, batches=2, prompts=2, draws=2)
     policy = load_policy(PolicyConfig(options.checkpoint))
     policy.require("mask drawings anew", "this benchmark")
-    lines = [HEADER.format(draws=options.draws), *measure(policy, options)]
     how = (
         f"{options.batches} batches of {options.prompts} prompts x {options.group} drawings, reward {options.reward}; "
         "95% bootstrap intervals over batches"
@@ -192,10 +191,8 @@ def main(options: Options) -> None:
         f"{options.checkpoint}: {options.rounds} rounds, guidance {options.guidance:g}, choice temperature "
         f"{options.choice_temperature:g}"
     )
-    text = "\n".join([*lines, "", circumstances("benchmarks.gradients", how, drawn)])
-    print(text)
-    if not options.quick:
-        write_section(DOCS / "benchmarks.md", "benchmarks.gradients", text)
+    header, lines = HEADER.format(draws=options.draws), measure(policy, options)
+    publish_lines("benchmarks.gradients", header, lines, how, drawn, written=not options.quick)
 
 
 if __name__ == "__main__":

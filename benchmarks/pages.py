@@ -25,21 +25,27 @@ def write_section(page: Path, name: str, text: str) -> None:
 
 
 def publish(module: str, rows: Iterable[Row], repeats: int, model: str, *, written: bool, header: str = HEADER) -> None:
-    """Prints a timed table as its rows come and then its circumstances; `written` puts both into docs/benchmarks.md.
+    """`publish_lines` of rows that were timed in turns."""
+    lines = (row.markdown() for row in rows)
+    publish_lines(module, header, lines, f"{repeats} repetitions in turns", model, written=written)
+
+
+def publish_lines(module: str, header: str, lines: Iterable[str], how: str, model: str, *, written: bool) -> None:
+    """Prints a table as its lines come and then its circumstances; `written` puts both into docs/benchmarks.md.
 
     Args:
         module: the benchmark, which names its section too.
         model: what was measured, in words.
     """
     print(header, flush=True)
-    lines = []
-    for row in rows:
-        lines.append(row.markdown())
-        print(lines[-1], flush=True)
-    told = circumstances(module, f"{repeats} repetitions in turns", model)
+    shown = []
+    for line in lines:
+        shown.append(line)
+        print(line, flush=True)
+    told = circumstances(module, how, model)
     print(f"\n{told}")
     if written:
-        write_section(DOCS / "benchmarks.md", module, "\n".join([header, *lines, "", told]))
+        write_section(DOCS / "benchmarks.md", module, "\n".join([header, *shown, "", told]))
 
 
 def circumstances(module: str, how: str, model: str) -> str:

@@ -22,7 +22,7 @@ import psutil
 import tyro
 from PIL import Image
 
-from benchmarks.pages import DOCS, circumstances, write_section
+from benchmarks.pages import publish_lines
 from unison.client import ClientError
 from unison.config import RemoteConfig
 from unison.rewards.remote import RemoteReward
@@ -152,19 +152,13 @@ def row(load: Load, measured: Measured) -> str:
 def main(options: Options) -> None:
     """Measures, prints, writes."""
     seconds = 1 if options.quick else options.seconds
-    print(HEADER, flush=True)
-    lines = []
+    how = f"{seconds} seconds of each, {options.connections} requests at a time, {options.workers} worker(s)"
+    what = "reward `format`, client and server on the same cores"
     with server(options.workers) as (address, process):
         reward = connect(address, options)
         reward(trajectories(LOADS[0]), None)
-        for load in LOADS:
-            lines.append(row(load, measure(reward, process, load, seconds)))
-            print(lines[-1], flush=True)
-    how = f"{seconds} seconds of each, {options.connections} requests at a time, {options.workers} worker(s)"
-    told = circumstances("benchmarks.remote", how, "reward `format`, client and server on the same cores")
-    print(f"\n{told}")
-    if not options.quick:
-        write_section(DOCS / "benchmarks.md", "benchmarks.remote", "\n".join([HEADER, *lines, "", told]))
+        lines = (row(load, measure(reward, process, load, seconds)) for load in LOADS)
+        publish_lines("benchmarks.remote", HEADER, lines, how, what, written=not options.quick)
 
 
 if __name__ == "__main__":

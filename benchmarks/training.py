@@ -60,8 +60,12 @@ def _share_cores(workers: int) -> None:
 
 def over_seeds(runs: Sequence[dict[str, list[float]]]) -> tuple[Estimate, list[float]]:
     """The mean over seeds with its interval over items, and the mean of each seed."""
-    averaged = {task: np.mean([run[task] for run in runs], axis=0).tolist() for task in runs[0]}
-    return task_mean(averaged), [task_mean(run).value for run in runs]
+    return task_mean(averaged(runs)), [task_mean(run).value for run in runs]
+
+
+def averaged(runs: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """Every item's mean over seeds, by task."""
+    return {task: np.mean([run[task] for run in runs], axis=0).tolist() for task in runs[0]}
 
 
 def spread(seeds: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ import tyro
 
 from benchmarks.pages import DOCS, write_section
 from benchmarks.seeds import ends
-from benchmarks.training import folder, over_seeds, side_by_side, spread, train
+from benchmarks.training import averaged, folder, over_seeds, side_by_side, spread, train
 from unison.evaluate import CONDITIONALS, FIGURES, Evaluation, by_task, pairs_by_task
 from unison.stats import Estimate, conditional, conditional_difference, task_difference
 
@@ -72,9 +72,8 @@ def gains(label: str, before: Evaluation, runs: Sequence[Evaluation]) -> str:
     cells = []
     for name in ("drawing", "answer"):
         first = by_task(before.records, FIGURES[name])
-        rest = [by_task(run.records, FIGURES[name]) for run in runs]
-        average = {task: [sum(x) / len(rest) for x in zip(*(r[task] for r in rest), strict=True)] for task in first}
-        cells.append(signed(task_difference(first, average)))
+        rest = averaged([by_task(run.records, FIGURES[name]) for run in runs])
+        cells.append(signed(task_difference(first, rest)))
     change = conditional_difference(gap([before]), gap(runs))
     cells.append(signed(Estimate(-change.value, -change.high, -change.low)))
     return f"| {label} | " + " | ".join(cells) + " |"

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,18 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_train_latents import CONTEXTS, GUIDED, Sketcher, begin, configuration, make, metrics, weights, write_items
+from test_train_latents import (
+    CONTEXTS,
+    GUIDED,
+    Sketcher,
+    begin,
+    configuration,
+    make,
+    metrics,
+    weights,
+    whole_and_resumed,
+    write_items,
+)
 from torch import Tensor
 
 from benchmarks import algorithms as benchmark
@@ -321,22 +332,7 @@ def test_micro_batches_leave_loss_and_gradient_unchanged(start: Callable[..., Tr
 
 def stopped_and_resumed(start: Callable[..., Trainer], *settings: Any, **changes: Any) -> None:
     """A run that is cut short in its third step and gone on with has the metrics and weights of one that is not."""
-    changes |= {"optim__steps": 4, "checkpoint_every": 2}
-    whole = start("whole", *settings, **changes)
-    whole.train()
-    cut = start("cut", *settings, **changes)
-    roll_out = cut.roll_out
-
-    def until_step_3(known: Set[str]) -> list[Trajectory]:
-        if cut.step == 3:
-            raise KeyboardInterrupt
-        return roll_out(known)
-
-    cut.roll_out = until_step_3  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        cut.train()
-    resumed = start("cut", *settings, resume=True, **changes)
-    resumed.train()
+    whole, resumed = whole_and_resumed(start, *settings, **changes)
     assert metrics(resumed.run) == metrics(whole.run)
     now = weights(resumed)
     assert all(torch.equal(value, now[name]) for name, value in weights(whole).items())

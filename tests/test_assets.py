@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from unison.config import PolicyConfig
 from unison.data import open_items
 from unison.evaluate import evaluate
 from unison.policies import ASSETS, load_policy
+from unison.policies.base import Policy
 from unison.policies.metaquery import MetaQuery
 from unison.policies.showo import ShowO
 from unison.recipes.corl import tiny_unified
@@ -65,20 +69,21 @@ def test_codebook_points_are_unit_vectors_apart():
     assert float(similarity.max()) < 0.9
 
 
-def test_the_tiny_showo_is_small_and_its_image_tokenizer_keeps_what_the_judge_needs():
-    folder = ASSETS / "tiny-showo"
+@pytest.mark.parametrize(
+    ("name", "family", "part", "repaint"),
+    [
+        ("tiny-showo", ShowO, "image_tokenizer", repaint_showo),
+        ("tiny-metaquery", MetaQuery, "vae", repaint_metaquery),
+    ],
+)
+def test_a_tiny_model_is_small_and_what_paints_its_drawings_keeps_what_the_judge_needs(
+    name: str, family: type[Policy], part: str, repaint: Callable[[Any, Tensor], Tensor]
+):
+    folder = ASSETS / name
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8 * 2**20
-    showo = load_policy(PolicyConfig("assets/tiny-showo"))
-    assert isinstance(showo, ShowO)
-    assert judge_agreement(partial(repaint_showo, showo.network.image_tokenizer), count=300) >= 0.97
-
-
-def test_the_tiny_metaquery_is_small_and_its_autoencoder_keeps_what_the_judge_needs():
-    folder = ASSETS / "tiny-metaquery"
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8 * 2**20
-    metaquery = load_policy(PolicyConfig("assets/tiny-metaquery"))
-    assert isinstance(metaquery, MetaQuery)
-    assert judge_agreement(partial(repaint_metaquery, metaquery.network.vae), count=300) >= 0.97
+    policy = load_policy(PolicyConfig(f"assets/{name}"))
+    assert isinstance(policy, family)
+    assert judge_agreement(partial(repaint, getattr(policy.network, part)), count=300) >= 0.97
 
 
 @pytest.mark.slow

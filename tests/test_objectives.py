@@ -259,6 +259,17 @@ def test_metrics_are_sums_over_decisions() -> None:
 # -- against trl --------------------------------------------------------------------------------------------------
 
 
+def trl_inputs(b: TurnBatch) -> dict[str, Tensor]:
+    """What trl's trainers take of a batch, apart from log-probabilities."""
+    return {
+        "prompt_ids": torch.zeros(len(b.mask), 1).long(),
+        "prompt_mask": torch.ones(len(b.mask), 1).long(),
+        "completion_ids": torch.zeros(b.mask.shape).long(),
+        "completion_mask": b.mask.long(),
+        "advantages": b.advantage,
+    }
+
+
 def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
     """`GRPOTrainer._compute_loss` itself on given log-probabilities; only what computes those is replaced."""
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -282,12 +293,7 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list)},
     )
-    inputs = {
-        "prompt_ids": torch.zeros(len(b.mask), 1).long(),
-        "prompt_mask": torch.ones(len(b.mask), 1).long(),
-        "completion_ids": torch.zeros(b.mask.shape).long(),
-        "completion_mask": b.mask.long(),
-        "advantages": b.advantage,
+    inputs = trl_inputs(b) | {
         "old_per_token_logps": b.old_logp,
         "ref_per_token_logps": reference_of(b.old_logp),
         "num_items_in_batch": b.mask.sum(),
@@ -372,12 +378,7 @@ def test_rloos_gradient_agrees_with_trl_where_the_policy_has_not_moved() -> None
         accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
         _metrics={"train": defaultdict(list)},
     )
-    inputs = {
-        "prompt_ids": torch.zeros(len(b.mask), 1).long(),
-        "prompt_mask": torch.ones(len(b.mask), 1).long(),
-        "completion_ids": torch.zeros(b.mask.shape).long(),
-        "completion_mask": b.mask.long(),
-        "advantages": b.advantage,
+    inputs = trl_inputs(b) | {
         "old_logps": (b.old_logp * b.mask).sum(1),
     }
     theirs = RLOOTrainer._compute_loss(trainer, None, inputs)  # type: ignore[arg-type]

@@ -341,6 +341,7 @@ def test_the_score_is_the_mean_over_prompts_of_the_mean_over_drawings_and_catego
     records = [
         {
             "id": prompt.item.id,
+            "task": "all",
             "told": answers,
             "score": score(prompt.questions, {int(k): v for k, v in answers.items()}),
         }

@@ -217,6 +217,27 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def whole_and_resumed(start: Callable[..., Trainer], *settings: Any, **changes: Any) -> tuple[Trainer, Trainer]:
+    """A run of four steps, and the same run cut short in its third step and gone on with; both are finished."""
+    changes |= {"optim__steps": 4, "checkpoint_every": 2}
+    whole = start("whole", *settings, **changes)
+    whole.train()
+    cut = start("cut", *settings, **changes)
+    roll_out = cut.roll_out
+
+    def until_step_3(known: Set[str]) -> list[Trajectory]:
+        if cut.step == 3:
+            raise KeyboardInterrupt
+        return roll_out(known)
+
+    cut.roll_out = until_step_3  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    resumed = start("cut", *settings, resume=True, **changes)
+    resumed.train()
+    return whole, resumed
+
+
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in trainer.policy.network.named_parameters()}
 
@@ -325,26 +346,10 @@ def test_equal_rewards_change_no_weight(start: Callable[..., Trainer]):
 @pytest.mark.parametrize("kind", ["given", "sliding", "random"])
 def test_a_stopped_run_resumes_bit_for_bit(start: Callable[..., Trainer], kind: Any):
     fields: dict[str, Any] = {
-        "optim__steps": 4,
-        "checkpoint_every": 2,
         "objective__image_kl_beta": 0.01,
         "scenario__window": WindowConfig(kind, size=2, every=1),
     }
-    whole = start("whole", **fields)
-    whole.train()
-    stopped = start("stopped", **fields)
-    roll_out = stopped.roll_out
-
-    def until_step_3(known: Set[str]) -> list[Trajectory]:
-        if stopped.step == 3:
-            raise KeyboardInterrupt
-        return roll_out(known)
-
-    stopped.roll_out = until_step_3  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
-    resumed = start("stopped", resume=True, **fields)
-    resumed.train()
+    whole, resumed = whole_and_resumed(start, **fields)
     assert metrics(resumed.run) == metrics(whole.run)
     final = [load_file(t.run / "checkpoints" / "final" / "model.safetensors") for t in (whole, resumed)]
     assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])

@@ -89,7 +89,10 @@ def train(words: Sequence[str]) -> None:
     if algorithm := _option(rest, "--algorithm"):
         recipe = trained_by(recipe, algorithm)
     if isinstance(recipe, RunConfig):
-        return _train_run(_parse(recipe, rest))
+        args = _parse(recipe, rest)
+        if args.skip_cold_start:
+            raise ValueError(f"--skip-cold-start: {args.run.recipe} is one run, without a cold start")
+        return _train_run(args)
     return _train_chain(recipe, Path("runs") / words[0].replace("/", "-"), rest)
 
 
@@ -133,8 +136,6 @@ def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
 
 
 def _train_run(args: TrainArgs) -> None:
-    if args.skip_cold_start:
-        raise ValueError(f"--skip-cold-start: {args.run.recipe} is one run, without a cold start")
     if args.dry_run:
         from unison.plan import dry_run
 
@@ -151,11 +152,7 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
     parsed = [_parse(dataclasses.replace(s.config, out=out), words, s.name, names) for s in stages]
     if parsed[0].skip_cold_start:
         stages = chain.without_cold_start(stages)
-        parsed = [
-            dataclasses.replace(args, skip_cold_start=False)
-            for args, name in zip(parsed, names, strict=True)
-            if name != chain.COLD_START
-        ]
+        parsed = [args for args, name in zip(parsed, names, strict=True) if name != chain.COLD_START]
     if parsed[0].dry_run:
         for stage, args in zip(stages, parsed, strict=True):
             print(f"stage {stage.name}")

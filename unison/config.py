@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
+Scoring = Literal["rounds", "whole_canvas", "random_masks", "noised"]
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class OptimConfig:
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
-    scoring: Literal["rounds", "whole_canvas", "random_masks", "noised"] = "rounds"
+    scoring: Scoring = "rounds"
     """What is scored of a drawing: its rounds or denoising steps as they were; of masked decoding in one pass all of
     its codes from an empty canvas, or a random part of them from the rest; of denoising the finished latent, noised
     anew to the levels of its schedule, by its flow-matching loss. All but the first are surrogates."""
@@ -492,7 +493,7 @@ def _check_objective(config: RunConfig) -> None:
 
 
 def _check_scoring(optim: OptimConfig) -> None:
-    choices = ("rounds", "whole_canvas", "random_masks", "noised")
+    choices = get_args(Scoring)
     _require(optim.scoring in choices, "optim.scoring", optim.scoring, f"one of {', '.join(choices)}")
     _require(optim.scored_rounds >= 0, "optim.scored_rounds", optim.scored_rounds, "at least 0 (0 scores all)")
     whole, share = optim.scored_rounds == 0, optim.least_masked

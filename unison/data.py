@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from unison.config import DataConfig
 from unison.prompts import PromptItems, read_excluded
-from unison.rows import COLUMNS, OPTIONS, PICTURES, WANTED, BadRow, RowReader, Suffix
+from unison.rows import COLUMNS, OPTIONS, PICTURES, WANTED, BadRow, RowReader, Suffix, check_index
 from unison.types import AnswerKind, Item
 from unison.world.items import WorldItems
 from unison.world.scene import Split
@@ -98,7 +98,7 @@ class TableItems:
         return len(self.dataset)
 
     def __getitem__(self, index: int, /) -> Item:
-        _check_index(index, len(self))
+        check_index(index, len(self))
         for row in (*range(index, len(self)), *range(index)):
             if row in self._bad:
                 continue
@@ -137,11 +137,6 @@ def _check_ids(ids: Sequence[Any], column: str, source: str | Path) -> None:
                 f"{source}, column {column!r} (field id): {value!r} occurs {times} times; "
                 "ids must differ, for they tell groups apart (without such a column rows are numbered)"
             )
-
-
-def _check_index(index: int, size: int) -> None:
-    if not 0 <= index < size:
-        raise IndexError(f"item {index} of {size}")
 
 
 # -- streams -------------------------------------------------------------------------------------------------
@@ -190,7 +185,7 @@ class StreamItems:
         return sys.maxsize
 
     def __getitem__(self, index: int, /) -> Item:
-        _check_index(index, len(self))
+        check_index(index, len(self))
         for place in range(index, index + KEPT):
             if place in self._bad:
                 continue

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from unison.objects import COCO, COLORS, OBJECTS, UNCOLORED, Phrase
-from unison.rows import Suffix, join
+from unison.rows import Suffix, check_index, join
 from unison.types import Clause, Item, Wanted
 from unison.world.scene import COUNTS, NUMBER_WORDS, RELATIONS, TASKS, Split
 
@@ -133,8 +133,7 @@ class PromptItems:
         return self.size
 
     def __getitem__(self, index: int, /) -> Item:
-        if not 0 <= index < self.size:
-            raise IndexError(f"item {index} of {self.size}")
+        check_index(index, self.size)
         rng = random.Random(f"prompts:{self.split}:{self.seed}:{index}")
         request = self._request(rng, TASKS[index % len(TASKS)])
         question, answer = request.question

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -11,6 +12,9 @@ from unison.policies.base import Policy
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory, group_rows
+
+Finished: TypeAlias = Callable[[Sequence[Trajectory]], None]
+"""What is told of every chunk that is rolled out."""
 
 
 @torch.no_grad()
@@ -21,7 +25,7 @@ def roll_out(
     config: ScenarioConfig,
     seeds: Seeds,
     chunk: int,
-    finished: Callable[[Sequence[Trajectory]], None] = lambda trajectories: None,
+    finished: Finished = lambda trajectories: None,
 ) -> list[Trajectory]:
     """G trajectories for every item, siblings next to each other; `chunk` items at a time, each told to `finished`.
 

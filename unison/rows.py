@@ -181,6 +181,16 @@ class RowReader:
         return BadRow(f"{where}: {what}; fix the row, or replace bad rows by the next with --data.skip-bad-rows")
 
 
+def check_index(index: int, size: int) -> None:
+    """Rejects an index that a sequence of items lacks, by which iteration knows its end.
+
+    Raises:
+        IndexError: there is no such item.
+    """
+    if not 0 <= index < size:
+        raise IndexError(f"item {index} of {size}")
+
+
 def resolve_columns(available: Sequence[str], columns: Mapping[str, str], source: str | Path) -> dict[str, str]:
     """The column of each field that the table can fill.
 

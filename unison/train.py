@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from unison import checkpoint, scenarios
-from unison.config import ObjectiveConfig, OptimConfig, RunConfig, to_json
+from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, to_json
 from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate
@@ -32,10 +32,11 @@ from unison.retention import Fall, Retention, falls
 from unison.rewards import load_rewards, score
 from unison.rewards.ahead import Ahead
 from unison.rewards.normalise import Normaliser
-from unison.rollout import groups_of, most_telling, roll_out, tells
+from unison.rollout import Finished, groups_of, most_telling, roll_out, tells
+from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds, windowed
 from unison.train_log import RunLog
-from unison.types import Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
+from unison.types import Item, Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
 T = TypeVar("T")
@@ -154,11 +155,7 @@ class Trainer:
         self.batches += 1
         items = [self.items[i] for i in indices]
         items = [item for item in items if item.id not in known]
-        seeds = Seeds(config.seed, self.step)
-        scenario = windowed(config.scenario, seeds)
-        chunk = config.optim.rollout_items or config.optim.items_per_step
-        with self.policy.reference() if config.objective.samples_reference else nullcontext():
-            return roll_out(self.policy, self.scenario, items, scenario, seeds, chunk, self.ahead.begin)
+        return self._roll(self.scenario, items, windowed(config.scenario, self._seeds), self.ahead.begin)
 
     def replay(self) -> tuple[list[Trajectory], list[float | None], Metrics]:
         """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
@@ -166,12 +163,22 @@ class Trainer:
         if not questions:
             return [], [], {}
         with self.clock("rollout"):
-            chunk, seeds = config.optim.rollout_items or len(questions), Seeds(config.seed, self.step)
-            understanding = scenarios.find("understanding")
-            with self.policy.reference() if config.objective.samples_reference else nullcontext():
-                answers = roll_out(self.policy, understanding, questions, config.scenario, seeds, chunk)
+            answers = self._roll(scenarios.find("understanding"), questions, config.scenario)
         with self.clock("reward"):
             return answers, *self.retention.judge(answers, self.policy)
+
+    def _roll(
+        self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, *finished: Finished
+    ) -> list[Trajectory]:
+        """G trajectories for every item at this step, of whichever policy makes the rollouts."""
+        chunk = self.config.optim.rollout_items or max(len(items), 1)
+        with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
+            return roll_out(self.policy, scenario, items, settings, self._seeds, chunk, *finished)
+
+    @property
+    def _seeds(self) -> Seeds:
+        """The seeds of this step's samples."""
+        return Seeds(self.config.seed, self.step)
 
     def _share(self, things: Sequence[T]) -> Sequence[T]:
         """This process's share of what a step takes."""

@@ -12,7 +12,6 @@ weight of the levels, a bound (Diffusion-DPO, arXiv 2311.12908; DiffusionNFT, ar
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from unison.policies.masked import own_seed
 from unison.policies.sde import Velocity, in_chunks
 from unison.types import Latents, Sampling, Scored
 
@@ -39,7 +39,7 @@ def noised_alike(whole: Sequence[Scored], seed: int) -> list[Scored]:
     The noise follows from `seed` and the noise that the first drawing started from, which no rounding reaches.
     """
     starts = [s.action.path[0] for s in whole if isinstance(s.action, Latents)]
-    own = zlib.crc32(starts[0].numpy().tobytes(), seed) if starts else seed
+    own = own_seed(starts[0], seed) if starts else seed
     return [_as_given(s.action, own) if isinstance(s.action, Latents) else s for s in whole]
 
 

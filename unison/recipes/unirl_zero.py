@@ -24,7 +24,7 @@ from unison.config import (
     WindowConfig,
     WorldKind,
 )
-from unison.recipes.corl import QUESTION_SUFFIX
+from unison.recipes.corl import DRAWN, QUESTION_SUFFIX
 from unison.types import Sampling
 from unison.world.scene import REPLY_FORMAT
 
@@ -77,7 +77,6 @@ def _measured(run: RunConfig, *names: str) -> RunConfig:
 
 
 ANSWERED = {"accuracy": 1.0, "format": 1.0}
-DRAWN = {"world": 1.0, "world_strict": 1.0}
 
 
 def tiny_text() -> RunConfig:
@@ -125,9 +124,7 @@ def _tiny_cold_start(run: RunConfig, kind: str, scenario: str, world: WorldKind)
     return replace(
         _imitating(run, scenario, TRAINED[kind]),
         data=replace(run.data, world=world),
-        optim=OptimConfig(
-            steps=60, items_per_step=48, micro_batch_items=48, learning_rate=3e-4, warmup_steps=3, betas=(0.9, 0.99)
-        ),
+        optim=replace(run.optim, steps=60, items_per_step=48, micro_batch_items=48, part_learning_rates={}),
     )
 
 

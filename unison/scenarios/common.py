@@ -58,6 +58,26 @@ def repeat(things: Sequence[T], group: int) -> list[T]:
     return [thing for thing in things for _ in range(group)]
 
 
+def begin(items: Sequence[Item], group: int) -> list[Trajectory]:
+    """Trajectories without a turn, siblings next to each other; each is an object of its own, for its own rewards."""
+    return [Trajectory(item, ()) for item in repeat(items, group)]
+
+
+def then_write(
+    policy: Policy,
+    begun: Sequence[Trajectory],
+    contexts: Sequence[Context],
+    config: ScenarioConfig,
+    noise: Sequence[int],
+) -> list[Trajectory]:
+    """The trajectories with one more turn, a reply to their context."""
+    replies = policy.write(contexts, config.text, noise)
+    return [
+        replace(t, turns=(*t.turns, Turn(context, reply)), texts=(*t.texts, text))
+        for t, context, reply, text in zip(begun, contexts, replies, policy.decode(replies), strict=True)
+    ]
+
+
 def then_draw(
     policy: Policy,
     begun: Sequence[Trajectory],

@@ -10,19 +10,15 @@ from collections.abc import Sequence
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
-from unison.scenarios.common import Seeds, repeat, then_draw
-from unison.types import Context, Item, Trajectory, Turn
+from unison.scenarios.common import Seeds, begin, repeat, then_draw
+from unison.types import Context, Item, Trajectory
 
 
 def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
     """(the item's picture, instruction) -> edit, (that edit, reverse instruction) -> the picture again"""
     group = config.group_size
     contexts = repeat([edit_context(item) for item in items], group)
-    edits = policy.draw(contexts, config.image, seeds.of(items, group, "edit"))
-    edited = [
-        Trajectory(item, (Turn(context, edit),), images=(image,))
-        for item, context, edit, image in zip(repeat(items, group), contexts, edits, policy.decode(edits), strict=True)
-    ]
+    edited = then_draw(policy, begin(items, group), contexts, config, seeds.of(items, group, "edit"))
     back = [Context((t.turns[0].action, t.item.reverse or "")) for t in edited]
     return then_draw(policy, edited, back, config, seeds.of(items, group, "reverse"))
 

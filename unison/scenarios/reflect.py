@@ -7,13 +7,12 @@ first drawing, after prompt and verdict. Drawing and verdict stay in latents and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import t2i
-from unison.scenarios.common import Seeds, then_draw
-from unison.types import Action, Context, Item, Trajectory, Turn
+from unison.scenarios.common import Seeds, then_draw, then_write
+from unison.types import Action, Context, Item, Trajectory
 from unison.world.verdicts import REQUEST
 
 
@@ -21,11 +20,7 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     """prompt -> drawing, (that drawing, prompt) -> verdict, (all three) -> another drawing"""
     drawn = t2i.rollout(policy, items, config, seeds)
     contexts = [verdict_context(t.turns[0].action, t.item) for t in drawn]
-    verdicts = policy.write(contexts, config.text, seeds.of(items, config.group_size, "judge"))
-    judged = [
-        replace(t, turns=(*t.turns, Turn(context, verdict)), texts=(text,))
-        for t, context, verdict, text in zip(drawn, contexts, verdicts, policy.decode(verdicts), strict=True)
-    ]
+    judged = then_write(policy, drawn, contexts, config, seeds.of(items, config.group_size, "judge"))
     after = [correction_context(t.turns[0].action, t.item, t.turns[1].action) for t in judged]
     return then_draw(policy, judged, after, config, seeds.of(items, config.group_size, "correct"))
 

@@ -20,8 +20,8 @@ from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.rewards.text import is_right
 from unison.scenarios import t2i
-from unison.scenarios.common import Seeds, own_question_context
-from unison.types import Context, Item, Trajectory, Turn
+from unison.scenarios.common import Seeds, own_question_context, then_write
+from unison.types import Context, Item, Trajectory
 
 
 def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -32,14 +32,10 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     told = _reference_texts(policy, contexts, config, noise) if config.asks_reference else []
     if config.answerer == "reference":
         return [replace(t, texts=(text,)) for t, text in zip(drawn, told, strict=True)]
-    replies = policy.write(contexts, config.text, noise)
-    texts = policy.decode(replies)
+    answered = then_write(policy, drawn, contexts, config, noise)
     if config.answerer == "both":
-        texts = [own if is_right(ref, t.item) else ref for t, own, ref in zip(drawn, texts, told, strict=True)]
-    return [
-        replace(t, turns=(*t.turns, Turn(context, reply)), texts=(text,))
-        for t, context, reply, text in zip(drawn, contexts, replies, texts, strict=True)
-    ]
+        return [t if is_right(ref, t.item) else replace(t, texts=(ref,)) for t, ref in zip(answered, told, strict=True)]
+    return answered
 
 
 def _reference_texts(

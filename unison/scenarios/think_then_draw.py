@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
-from unison.scenarios.common import Seeds, repeat, then_draw
-from unison.types import Action, Context, Item, Trajectory, Turn
+from unison.scenarios.common import Seeds, begin, repeat, then_draw, then_write
+from unison.types import Action, Context, Item, Trajectory
 from unison.world.riddles import REQUEST
 
 
@@ -19,13 +19,7 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     """prompt with a request -> thought, (both) -> drawing"""
     group = config.group_size
     contexts = repeat([request_context(item) for item in items], group)
-    thoughts = policy.write(contexts, config.text, seeds.of(items, group, "think"))
-    thought = [
-        Trajectory(item, (Turn(context, reply),), texts=(text,))
-        for item, context, reply, text in zip(
-            repeat(items, group), contexts, thoughts, policy.decode(thoughts), strict=True
-        )
-    ]
+    thought = then_write(policy, begin(items, group), contexts, config, seeds.of(items, group, "think"))
     after = [thought_context(t.item, t.turns[0].action) for t in thought]
     return then_draw(policy, thought, after, config, seeds.of(items, group, "draw"))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from unison.rewards.visual_judge import Form, Request, Told, VisualJudge, load_judge
 from unison.suites.batches import finish
 from unison.suites.common import Cuts, Job, Record, Result
-from unison.suites.drawings import DrawingOptions, Drawings, Key, share
+from unison.suites.drawings import DrawingOptions, Drawings, Key, shares
 from unison.suites.ledger import Ledger
 from unison.types import Item
 
@@ -117,8 +117,7 @@ class Run:
     def __call__(self) -> Result | None:
         processes, exam = self.job.processes, self.exam
         ledger = Ledger(self.job.file(exam.name), self.protocol(), self.job)
-        whole, part = (0, 1), (processes.process_index, processes.num_processes)
-        keys, own = (share(len(exam.items), self.options.images, *shares) for shares in (whole, part))
+        keys, own = shares(len(exam.items), self.options.images, processes)
         make = partial(self._make, ledger)
         found = finish(keys, own, make, self.options.batch_size, ledger, processes, exam.name)
         if found is None:
@@ -136,7 +135,7 @@ class Run:
     def _make(self, ledger: Ledger, keys: Sequence[Key]) -> Iterator[Record]:
         """Draws and asks; a drawing's record comes as soon as all answers about it are there."""
         images = self._drawings(keys)
-        files = self.options.keep(self.job, ledger.file, keys, images, self.exam.items)
+        files = self.options.keep(self.job, self.exam.name, keys, images, self.exam.items)
         for key, record in zip(keys, self._ask(keys, images, ledger.records), strict=True):
             yield record | {"image": files.get(key)}
 

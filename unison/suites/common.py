@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ from accelerate import PartialState
 
 from unison.config import PolicyConfig
 from unison.environment import describe
-from unison.policies import load_policy, locate
+from unison.policies import family_of, load_policy, locate
 from unison.policies.base import Policy
-from unison.stats import Estimate
+from unison.stats import Estimate, task_mean
 
 RESULTS = Path("runs/eval")
 """Where results go if nothing is said."""
@@ -65,6 +65,20 @@ class Job:
         """The suite's JSON file; what else it writes lies beside it."""
         out = self.out or RESULTS / slug(self.checkpoint)
         return out if out.suffix == ".json" else out / f"{suite}.json"
+
+    def pictures(self, suite: str) -> Path:
+        """The folder of the suite's pictures, beside that file."""
+        file = self.file(suite)
+        return file.with_name(f"{file.stem}-pictures")
+
+    def protocol(self) -> dict[str, Any]:
+        """What is evaluated, for the protocol of its figures."""
+        return {
+            "checkpoint": self.checkpoint,
+            "checkpoint_files": fingerprint(self.checkpoint),
+            "family": family_of(locate(self.checkpoint)),
+            "dtype": self.dtype,
+        }
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,21 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
+def cuts(columns: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None) -> Cuts:
+    """A figure from its values by task: over all tasks, weighed alike or as given, and in each."""
+    single = {task: task_mean({task: values}) for task, values in columns.items()}
+    return {ALL: task_mean(columns, weights)} | single
+
+
+def means(records: Iterable[Record], field: str) -> dict[str, list[float]]:
+    """The mean of a field over each item's records, by task; records and items without it are left out."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        if record[field] is not None:
+            values.setdefault(record["task"], {}).setdefault(item_of(record), []).append(float(record[field]))
+    return {task: [sum(some) / len(some) for some in items.values()] for task, items in values.items()}
+
+
 def item_of(record: Record) -> str:
     """What a record is about: its `id`, or the part of its `key` that the records of one item share."""
     return record["id"] if "id" in record else record["key"].split("/")[0]
@@ -168,7 +197,16 @@ def fingerprint(checkpoint: str) -> str:
     Raises:
         ValueError: no such folder.
     """
-    return state_of(Path(locate(checkpoint))) if Path(locate(checkpoint)).is_dir() else ""
+    folder = Path(locate(checkpoint))
+    return state_of(folder) if folder.is_dir() else ""
+
+
+def digest(path: Path) -> str:
+    """Changes with a file's content, or with the names, sizes and times of a folder's files; empty where neither is."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    return state_of(path) if path.is_dir() else ""
 
 
 def state_of(folder: Path, pattern: str = "*") -> str:

@@ -17,7 +17,7 @@ from functools import partial
 from unison.rewards.llm_judge import read_verdict
 from unison.stats import pooled_share, task_mean
 from unison.suites.asked import Exam, JudgedOptions, Run, fill
-from unison.suites.common import ALL, Cuts, Job, Record, Result
+from unison.suites.common import ALL, Cuts, Job, Record, Result, means
 from unison.suites.tables import Row, digest, read_rows
 from unison.types import Item
 
@@ -191,12 +191,8 @@ def figures(prompts: Sequence[Prompt], records: Sequence[Record]) -> dict[str, C
     The published program takes categories from the last of a prompt's drawings alone: `answers_last`. What is resampled
     for the intervals is prompts.
     """
-    scores: dict[str, list[float]] = {}
-    for one in records:
-        if one["score"] is not None:
-            scores.setdefault(one["id"], []).append(one["score"])
-    means = [sum(some) / len(some) for some in scores.values()]
-    found: dict[str, Cuts] = {"score": {ALL: task_mean({ALL: means})} if means else {}}
+    scores = means(records, "score")
+    found: dict[str, Cuts] = {"score": {ALL: task_mean(scores)} if scores else {}}
     questions = {prompt.item.id: prompt.questions for prompt in prompts}
     last = {one["id"]: one for one in records}
     found["answers"] = _by_category(questions, records)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from unison.config import check_sampling
-from unison.policies import family_of, locate
 from unison.policies.base import Policy
 from unison.rows import read_image
 from unison.scenarios.common import Seeds, prompt_context
-from unison.suites.common import Job, fingerprint, state_of
+from unison.suites.common import Job, state_of
 from unison.types import Item, Sampling
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from PIL.Image import Image
 
 
@@ -76,11 +76,7 @@ class DrawingOptions:
             folder = Path(job.checkpoint)
             state = state_of(folder, "*.png") if folder.is_dir() else ""
             return {"drawings": job.checkpoint, "drawings_files": state, "images_a_prompt": self.images}
-        return {
-            "checkpoint": job.checkpoint,
-            "checkpoint_files": fingerprint(job.checkpoint),
-            "family": family_of(locate(job.checkpoint)),
-            "dtype": job.dtype,
+        return job.protocol() | {
             "guidance": self.guidance,
             "temperature": self.temperature,
             "rounds": self.rounds,
@@ -91,7 +87,7 @@ class DrawingOptions:
         }
 
     def keep(
-        self, job: Job, file: Path, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]
+        self, job: Job, suite: str, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]
     ) -> dict[Key, str]:
         """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
         if self.drawn:
@@ -102,7 +98,7 @@ class DrawingOptions:
             for key, image in zip(keys, images, strict=True)
             if self.keep_pictures or (key.number == 0 and key.prompt % every == 0)
         }
-        folder = file.with_name(f"{file.stem}-pictures")
+        folder = job.pictures(suite)
         keep_pictures(folder, list(kept), list(kept.values()), items)
         return {key: f"{folder.name}/{key}.png" for key in kept}
 
@@ -124,6 +120,11 @@ class Drawings(Protocol):
     def __call__(self, keys: Sequence[Key]) -> list[Image]:
         """The drawings of those keys."""
         ...
+
+
+def shares(prompts: int, count: int, processes: PartialState) -> tuple[list[Key], list[Key]]:
+    """All keys, and those that this process makes."""
+    return share(prompts, count, 0, 1), share(prompts, count, processes.process_index, processes.num_processes)
 
 
 def share(prompts: int, count: int, process: int, processes: int) -> list[Key]:

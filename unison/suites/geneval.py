@@ -8,9 +8,8 @@ Source: Ghosh et al. 2023, arXiv 2310.11513.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +21,9 @@ from unison.rewards.detect import Detector, load_detector
 from unison.rewards.geneval import Judged, judge_pictures
 from unison.rewards.geneval_rules import LEAST_SCORE, LEAST_SCORE_COUNTING
 from unison.rewards.pretrained import locate as locate_judge
-from unison.stats import task_mean
 from unison.suites.batches import finish
-from unison.suites.common import ALL, Cuts, Job, Record, Result
-from unison.suites.drawings import DrawingOptions, Drawings, Key, share
+from unison.suites.common import Cuts, Job, Record, Result, cuts, digest, means
+from unison.suites.drawings import DrawingOptions, Drawings, Key, shares
 from unison.suites.ledger import Ledger
 from unison.types import Item
 from unison.wanted import read_prompts
@@ -88,8 +86,7 @@ class _Run:
     def __call__(self) -> Result | None:
         processes = self.job.processes
         ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
-        whole, part = (0, 1), (processes.process_index, processes.num_processes)
-        keys, own = (share(len(self.items), self.options.images, *shares) for shares in (whole, part))
+        keys, own = shares(len(self.items), self.options.images, processes)
         records = finish(keys, own, self._make, self.options.batch_size, ledger, processes, "GenEval")
         if records is None:
             return None
@@ -99,7 +96,7 @@ class _Run:
     def _make(self, keys: Sequence[Key]) -> list[Record]:
         """Draws and judges."""
         images = self._drawings(keys)
-        files = self.options.keep(self.job, self.job.file(NAME), keys, images, self.items)
+        files = self.options.keep(self.job, NAME, keys, images, self.items)
         wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
         judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
         return [
@@ -113,11 +110,10 @@ class _Run:
     def protocol(self) -> dict[str, Any]:
         """All that the figures depend on."""
         options = self.options
-        text = options.prompts.read_bytes()
         masked = "as the masks of objects say" if self.detector.masks else "left as it is: boxes without masks"
         return options.protocol(self.job) | {
             "prompts": str(options.prompts),
-            "prompts_digest": hashlib.blake2b(text, digest_size=8).hexdigest(),
+            "prompts_digest": digest(options.prompts),
             "prompts_by_task": dict(Counter(item.task for item in self.items)),
             "detector": options.detector,
             "detector_sees": self.detector.sees,
@@ -148,19 +144,10 @@ def record(key: Key, item: Item, judged: Judged, image: str | None) -> Record:
     }
 
 
-def figures(records: Iterable[Record]) -> dict[str, Cuts]:
+def figures(records: Sequence[Record]) -> dict[str, Cuts]:
     """Every figure over all tasks and in each; what is resampled for the intervals is prompts."""
-    drawings: dict[tuple[str, str], list[Record]] = {}
-    for one in records:
-        drawings.setdefault((one["task"], one["key"].split("/")[0]), []).append(one)
-    found: dict[str, Cuts] = {}
-    for name, field in FIGURES.items():
-        columns: dict[str, list[float]] = {task: [] for task in TASKS}
-        for (task, _), some in drawings.items():
-            columns[task].append(sum(float(one[field]) for one in some) / len(some))
-        columns = {task: values for task, values in columns.items() if values}
-        found[name] = {ALL: task_mean(columns)} | {task: task_mean({task: v}) for task, v in columns.items()}
-    return found
+    found = {name: means(records, field) for name, field in FIGURES.items()}
+    return {name: cuts({task: some[task] for task in TASKS if task in some}) for name, some in found.items()}
 
 
 def notes(records: Sequence[Record], detector: Detector, options: Options) -> list[str]:

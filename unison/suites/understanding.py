@@ -6,7 +6,6 @@ Answers that can be worded in many ways are measured by a reward besides, such a
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any, Literal
 from unison.config import DataConfig, ScenarioConfig, check_sampling
 from unison.data import Items, TableItems, open_items
 from unison.evaluate import by_task, measured
-from unison.policies import family_of, locate
 from unison.rewards import load_rewards, score
 from unison.rewards.text import is_formatted, is_right
 from unison.rollout import roll_out
@@ -25,7 +23,7 @@ from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.stats import task_mean
 from unison.suites.batches import finish
-from unison.suites.common import ALL, Cuts, Job, Record, Result, fingerprint, state_of
+from unison.suites.common import ALL, Cuts, Job, Record, Result, cuts, digest
 from unison.suites.ledger import Ledger
 from unison.types import AnswerKind, Item, RewardFn, Sampling, Trajectory
 from unison.world.scene import REPLY_FORMAT
@@ -183,11 +181,10 @@ class _Run:
         """Saves the picture asked about; returns its place seen from the suite's file."""
         if item.image is None:
             return None
-        file = self.job.file(NAME)
-        path = file.with_name(f"{file.stem}-pictures") / f"{row}.png"
+        path = self.job.pictures(NAME) / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         item.image.save(path)
-        return str(path.relative_to(file.parent))
+        return str(path.relative_to(path.parents[1]))
 
     def protocol(self) -> dict[str, Any]:
         """All that the figures depend on."""
@@ -196,24 +193,8 @@ class _Run:
             name: getattr(options, name)
             for name in ("columns", "kinds", "suffix", "questions", "temperature", "max_tokens", "seed", "rewards")
         }
-        return {
-            "checkpoint": job.checkpoint,
-            "checkpoint_files": fingerprint(job.checkpoint),
-            "family": family_of(locate(job.checkpoint)),
-            "dtype": job.dtype,
-            "data": options.data,
-            "data_digest": digest(Path(options.data).expanduser()),
-            "items": len(self.rows),
-            **told,
-        }
-
-
-def digest(path: Path) -> str:
-    """Changes with a file's content, or with the names, sizes and times of a folder's files; empty where neither is."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    return state_of(path) if path.is_dir() else ""
+        source = {"data": options.data, "data_digest": digest(Path(options.data).expanduser()), "items": len(self.rows)}
+        return job.protocol() | source | told
 
 
 def figures(records: Sequence[Record], fields: Mapping[str, str]) -> dict[str, Cuts]:
@@ -221,7 +202,7 @@ def figures(records: Sequence[Record], fields: Mapping[str, str]) -> dict[str, C
     found: dict[str, Cuts] = {}
     for name, column in fields.items():
         if values := by_task(records, column):
-            found[name] = {ALL: task_mean(values)} | {task: task_mean({task: v}) for task, v in values.items()}
+            found[name] = cuts(values)
     if records:
         found[POOLED] = {ALL: task_mean({ALL: [float(record["answer_correct"]) for record in records]})}
     return found

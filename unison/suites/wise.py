@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from unison.stats import task_mean
 from unison.suites.asked import Exam, JudgedOptions, Run, fill
-from unison.suites.common import ALL, Cuts, Job, Record, Result
+from unison.suites.common import Cuts, Job, Record, Result, cuts, means
 from unison.suites.tables import Row, digest, read_rows
 from unison.types import Item
 
@@ -154,20 +153,10 @@ def figures(records: Sequence[Record]) -> dict[str, Cuts]:
     """WiScore and the means of the marks, in each category and over all as weighted; prompts are resampled."""
     found: dict[str, Cuts] = {}
     for field in ("wiscore", *MARKS):
-        columns = {task: means for task in WEIGHTS if (means := _means(records, task, field))}
-        if columns:
-            single = {task: task_mean({task: means}) for task, means in columns.items()}
-            found[field] = {ALL: task_mean(columns, WEIGHTS)} | single
+        some = means(records, field)
+        if columns := {task: some[task] for task in WEIGHTS if task in some}:
+            found[field] = cuts(columns, WEIGHTS)
     return found
-
-
-def _means(records: Sequence[Record], task: str, field: str) -> list[float]:
-    """Of each prompt of a category the mean over its drawings that have the field."""
-    values: dict[str, list[float]] = {}
-    for one in records:
-        if one["task"] == task and one[field] is not None:
-            values.setdefault(one["id"], []).append(one[field])
-    return [sum(some) / len(some) for some in values.values()]
 
 
 def _notes(options: Options, items: Sequence[Item], records: Sequence[Record]) -> list[str]:
@@ -177,7 +166,7 @@ def _notes(options: Options, items: Sequence[Item], records: Sequence[Record]) -
         "Published numbers are judged by gpt-4o-2024-05-13, asked in its authors' words; this judge is asked "
         f"{words}: compare figures of one judge and one request alone."
     ]
-    if absent := [task for task in WEIGHTS if not _means(records, task, "wiscore")]:
+    if absent := [task for task in WEIGHTS if task not in means(records, "wiscore")]:
         told.append(f"There is no score in {', '.join(absent)}: the others' weights make up the overall score.")
     if options.images != PUBLISHED_IMAGES:
         told.append(f"Published numbers take {PUBLISHED_IMAGES} drawing of each prompt, these {options.images}.")

@@ -81,8 +81,8 @@ def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, R
     image = Sampling(guidance=options.guidance, rounds=options.rounds)
     scenario = ScenarioConfig(text=Sampling(max_tokens=options.max_tokens), image=image)
     config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size)
-    file = job.file("world")
-    pictures = Pictures(file.parent, f"{file.stem}-pictures")
+    folder = job.pictures("world")
+    pictures = Pictures(folder.parent, folder.name)
     records = evaluate(policy, items, scenario, config, pictures=pictures, rewards=rewards).records
     figures = by_cut(records, sorted({record["task"] for record in records}))
     unjudged = "drawing" not in figures and any(record["prompt"] for record in records)

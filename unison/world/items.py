@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from unison.config import WorldKind
-from unison.rows import Suffix, join
+from unison.rows import Suffix, check_index, join
 from unison.types import AnswerKind, Item
 from unison.world import edits, puzzles, riddles, verdicts
 from unison.world.render import render
@@ -36,8 +36,7 @@ class WorldItems:
         return self.size
 
     def __getitem__(self, index: int, /) -> Item:
-        if not 0 <= index < self.size:
-            raise IndexError(f"item {index} of {self.size}")
+        check_index(index, self.size)
         name = self.split if self.kind == "scenes" else f"{self.kind}-{self.split}"
         item = MAKERS[self.kind](self, random.Random(f"{self.split}:{self.seed}:{index}"), index)
         return replace(item, id=f"world-{name}-{self.seed}-{index}")

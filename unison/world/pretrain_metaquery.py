@@ -148,24 +148,30 @@ def edit_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     return Pair(Context((render(edit.before), said)), render(edit.after))
 
 
+def asking(text: str, request: str = scenes.REPLY_FORMAT, seen: scenes.Scene | None = None) -> Context:
+    """A text with the request that follows it, about a picture of the scene if there is one."""
+    words = f"{text}\n{request}"
+    return Context((words,) if seen is None else (render(seen), words))
+
+
 def riddle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A riddle and the thought that solves it, or, out of the requested format, the solution alone."""
     made = riddles.riddle(scenes.sample(rng, rng.choice(config.drawn_tasks), "train")[0])
     reply = made.reply if rng.random() < config.formatted else made.answer
-    return Pair(Context((f"{made.prompt}\n{riddles.REQUEST}",)), reply)
+    return Pair(asking(made.prompt, riddles.REQUEST), reply)
 
 
 def puzzle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A puzzle in words and the thought that solves it, or its answer alone, which is not always right."""
     made = puzzles.sample(rng, "train")
-    return Pair(Context((f"{made.text}\n{scenes.REPLY_FORMAT}",)), _solution(rng, config, made))
+    return Pair(asking(made.text), _solution(rng, config, made))
 
 
 def multi_step_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     """A picture, a question that takes more than one step and its reply, as for puzzles."""
     _, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
     made = puzzles.about(rng, scene)
-    return Pair(Context((render(scene), f"{made.text}\n{scenes.REPLY_FORMAT}")), _solution(rng, config, made))
+    return Pair(asking(made.text, seen=scene), _solution(rng, config, made))
 
 
 def _solution(rng: random.Random, config: CorpusConfig, puzzle: puzzles.Puzzle) -> str:
@@ -185,7 +191,7 @@ def verdict_pair(rng: random.Random, config: CorpusConfig) -> Pair:
     made = verdicts.sample(rng, "train")
     said = verdicts.verdict(made.shown, made.description)
     reply = said.reply if rng.random() < config.formatted else said.answer
-    return Pair(Context((render(made.shown), f"{made.description.prompt}\n{verdicts.REQUEST}")), reply)
+    return Pair(asking(made.description.prompt, verdicts.REQUEST, made.shown), reply)
 
 
 def more_texts(config: CorpusConfig, count: int = 2000) -> Iterator[str]:
@@ -499,23 +505,20 @@ def worded(policy: MetaQuery, count: int) -> dict[str, float]:
     shown = [verdicts.sample(rng, "eval") for _ in range(count)]
     judged = [verdicts.verdict(s.shown, s.description).answer for s in shown]
     asked = {
-        "riddles": [((f"{r.prompt}\n{riddles.REQUEST}",), r.answer) for r in solved],
-        "puzzles": [((f"{p.text}\n{scenes.REPLY_FORMAT}",), p.answer) for p in plain],
-        "multi_step": [
-            ((render(scene), f"{p.text}\n{scenes.REPLY_FORMAT}"), p.answer)
-            for p, (_, scene) in zip(pictured, found, strict=True)
-        ],
+        "riddles": [(asking(r.prompt, riddles.REQUEST), r.answer) for r in solved],
+        "puzzles": [(asking(p.text), p.answer) for p in plain],
+        "multi_step": [(asking(p.text, seen=scene), p.answer) for p, (_, scene) in zip(pictured, found, strict=True)],
         "verdicts": [
-            ((render(s.shown), f"{s.description.prompt}\n{verdicts.REQUEST}"), answer)
+            (asking(s.description.prompt, verdicts.REQUEST, s.shown), answer)
             for s, answer in zip(shown, judged, strict=True)
         ],
     }
     return {name: _ending_right(policy, pairs) for name, pairs in asked.items()}
 
 
-def _ending_right(policy: MetaQuery, pairs: Sequence[tuple[tuple[Any, ...], str]]) -> float:
+def _ending_right(policy: MetaQuery, pairs: Sequence[tuple[Context, str]]) -> float:
     """Share of replies that end in the answer, within its tag or bare."""
-    contexts = [Context(parts) for parts, _ in pairs]
+    contexts = [context for context, _ in pairs]
     replies = policy.decode(policy.write(contexts, Sampling(max_tokens=80), range(len(pairs))))
     ends = [reply.removesuffix("</answer>").strip() for reply in replies]
     return sum(end.endswith(answer) for end, (_, answer) in zip(ends, pairs, strict=True)) / len(pairs)

@@ -11,7 +11,7 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from unison.world.scene import COLORS, PLURALS, SHAPES, Scene, Split, caption
+from unison.world.scene import COLORS, SHAPES, Scene, Split, caption, formatted, noun
 
 KINDS = ("total", "order", "swap")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,7 +28,7 @@ class Puzzle:
     @property
     def reply(self) -> str:
         """A whole reply in the requested format."""
-        return f"<think> {self.thought} </think><answer> {self.answer} </answer>"
+        return formatted(self.thought, self.answer)
 
 
 def sample(rng: random.Random, split: Split, kind: str | None = None) -> Puzzle:
@@ -49,11 +49,9 @@ def sample(rng: random.Random, split: Split, kind: str | None = None) -> Puzzle:
 def _total(rng: random.Random) -> Puzzle:
     """The sum of two or three counts."""
     counts = [rng.randint(1, 3) for _ in range(rng.choice((2, 3)))]
-    things = [
-        f"{NUMBERS[n]} {shape if n == 1 else PLURALS[shape]}"
-        for n, shape in zip(counts, rng.sample(SHAPES, len(counts)), strict=True)
-    ]
-    return Puzzle(f"{_listed(things)}: how many shapes?", _added(counts), NUMBERS[sum(counts)])
+    shapes = rng.sample(SHAPES, len(counts))
+    things = ", ".join(f"{NUMBERS[n]} {noun(shape, n)}" for n, shape in zip(counts, shapes, strict=True))
+    return Puzzle(f"{things}: how many shapes?", _added(counts), NUMBERS[sum(counts)])
 
 
 def _order(rng: random.Random) -> Puzzle:
@@ -61,7 +59,7 @@ def _order(rng: random.Random) -> Puzzle:
     row = rng.sample(SHAPES, 3)
     clues = [f"the {a} is left of the {b}" for a, b in itertools.pairwise(row)]
     place, index = rng.choice((("left", 0), ("right", 2)))
-    text = f"{_listed(rng.sample(clues, 2))}. Which shape is on the far {place}?"
+    text = f"{', '.join(rng.sample(clues, 2))}. Which shape is on the far {place}?"
     return Puzzle(text, ", ".join(row), row[index])
 
 
@@ -97,7 +95,3 @@ def _outermost(scene: Scene) -> dict[str, str]:
 
 def _added(counts: list[int]) -> str:
     return f"{' and '.join(NUMBERS[n] for n in counts)} make {NUMBERS[sum(counts)]}"
-
-
-def _listed(parts: list[str]) -> str:
-    return ", ".join(parts)

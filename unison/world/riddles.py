@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unison.world.scene import NUMBER_WORDS, Clause, Description
+from unison.world.scene import NUMBER_WORDS, Clause, Description, formatted
 
 SIDES = {  # of one, and of several
     "circle": ("shape without corners", "shapes without corners"),
@@ -35,7 +35,7 @@ class Riddle:
     @property
     def reply(self) -> str:
         """A whole reply in the requested format."""
-        return f"<think> {self.thought} </think><answer> {self.answer} </answer>"
+        return formatted(self.thought, self.answer)
 
 
 def riddle(description: Description) -> Riddle:

@@ -105,11 +105,21 @@ class Question:
 
         The answer is the option's text in both forms, as multiple choice accepts it beside the letter.
         """
-        return f"<think> {caption(scene)} </think><answer> {self.answer} </answer>"
+        return formatted(caption(scene), self.answer)
 
 
 def article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" else "a"
+
+
+def noun(shape: str, count: int) -> str:
+    """The shape's name where there are so many."""
+    return shape if count == 1 else PLURALS[shape]
+
+
+def formatted(thought: str, answer: str) -> str:
+    """A whole reply in the requested format."""
+    return f"<think> {thought} </think><answer> {answer} </answer>"
 
 
 # -- the split ---------------------------------------------------------------------------------------------------

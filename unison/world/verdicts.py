@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from unison.world import edits
 from unison.world import scene as scenes
-from unison.world.scene import COLORS, GRID, NUMBER_WORDS, PLURALS, SHAPES, Clause, Description, Object, Scene, Split
+from unison.world.scene import COLORS, GRID, NUMBER_WORDS, SHAPES, Clause, Description, Object, Scene, Split
 
 REQUEST = (
     "Does the picture show this? Think in <think> </think>, then say right, or wrong and what to do, "
@@ -34,7 +34,7 @@ class Verdict:
     @property
     def reply(self) -> str:
         """A whole reply in the requested format."""
-        return f"<think> {self.seen or 'nothing'} </think><answer> {self.answer} </answer>"
+        return scenes.formatted(self.seen or "nothing", self.answer)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,5 @@ def _corrections(scene: Scene, description: Description) -> list[str]:
 
 def _count_correction(clause: Clause, found: int) -> str:
     verb, count = ("add", clause.count - found) if found < clause.count else ("remove", found - clause.count)
-    noun = clause.shape if count == 1 else PLURALS[clause.shape]
     color = f"{clause.color} " if clause.color and verb == "add" else ""
-    return f"{verb} {NUMBER_WORDS.get(count, str(count))} {color}{noun}"
+    return f"{verb} {NUMBER_WORDS.get(count, str(count))} {color}{scenes.noun(clause.shape, count)}"
