@@ -38,6 +38,8 @@ class Options:
     """Guidance scale of drawings."""
     rounds: int = 18
     """Rounds of masked decoding, in models that draw by it."""
+    steps: int = 10
+    """Denoising steps without noise, in models that draw by flow matching."""
     max_tokens: int = 48
     """Longest reply."""
     own_drawings: bool = False
@@ -78,9 +80,9 @@ def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, R
     policy = job.policy
     if options.asks_own:
         policy.require("draw", "asking about own drawings")
-    image = Sampling(guidance=options.guidance, rounds=options.rounds)
+    image = Sampling(guidance=options.guidance, rounds=options.rounds, steps=options.steps)
     scenario = ScenarioConfig(text=Sampling(max_tokens=options.max_tokens), image=image)
-    config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size)
+    config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size, noiseless=True)
     file = job.file("world")
     pictures = Pictures(file.parent, f"{file.stem}-pictures")
     records = evaluate(policy, items, scenario, config, pictures=pictures, rewards=rewards).records
