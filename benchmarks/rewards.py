@@ -29,9 +29,9 @@ from unison.rewards import MINILM, REWARDS, load_rewards
 from unison.rewards.common import BATCH
 from unison.rewards.detect import AT_ONCE
 from unison.rewards.similarity import PAIRS
-from unison.types import Clause, Item, RewardFn, Trajectory, Wanted
+from unison.types import Clause, Context, Item, RewardFn, Sampling, Tokens, Trajectory, Turn, Wanted
 from unison.world.render import render
-from unison.world.scene import TASKS, sample
+from unison.world.scene import TASKS, caption, sample
 
 HEADER = "| reward | one call, median [min, max] | a call per drawing | ratio | how |\n|---|---|---|---|---|"
 SIZE = judges.JudgeSize(width=128, layers=4, image=224)
@@ -47,8 +47,15 @@ HOW = {
     "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "format": ROW_BY_ROW,
+    "overlong": ROW_BY_ROW,
     "world": ROW_BY_ROW,
     "world_strict": ROW_BY_ROW,
+    "world_first": ROW_BY_ROW,
+    "world_first_strict": ROW_BY_ROW,
+    "world_cycle": ROW_BY_ROW,
+    "world_clean": ROW_BY_ROW,
+    "verdict_right": ROW_BY_ROW,
+    "improvement": ROW_BY_ROW,
     "world_thought": ROW_BY_ROW,
     "world_tuples": ROW_BY_ROW,
     "jpeg_compressible": ROW_BY_ROW,
@@ -75,6 +82,8 @@ HOW = {
     "image_reward": f"{PASS}, BLIP of {RANDOM}",
     "geneval": f"{DETECTED}, CLIP of {RANDOM}",
     "geneval_strict": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_verdict": f"{DETECTED}, CLIP of {RANDOM}",
+    "geneval_improvement": f"{DETECTED}, CLIP of {RANDOM}, first and last drawings",
 }
 """How each reward goes through a batch."""
 
@@ -126,7 +135,7 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
         description, scene = sample(rng, TASKS[i % len(TASKS)], "train")
         word, image = WORDS[i % len(WORDS)], render(scene)
         if reward.startswith("world"):
-            item = Item(str(i), prompt=description.prompt)
+            item = Item(str(i), prompt=description.prompt, source_caption=caption(scene))
         else:
             real, image = _textured(image, word, 2 * i), _textured(image, word, 2 * i + 1)
             item = Item(
@@ -139,8 +148,17 @@ def drawings(reward: str, count: int) -> list[Trajectory]:
                 target_caption=description.prompt,
                 wanted=Wanted("colors", (Clause(COCO[i % 80], 1, "red"),)),
             )
-        rows.append(Trajectory(item, (), images=(image,), texts=(f"<think> so </think><answer> {given} </answer>",)))
+        reply = f"<think> so </think><answer> {given} </answer>"
+        turns = (_written(10 + i),) if reward == "overlong" else ()
+        rows.append(Trajectory(item, turns, images=(image,), texts=(reply,)))
     return rows
+
+
+def _written(length: int) -> Turn:
+    """A reply of so many tokens, of 16 that it may have."""
+    ids = torch.arange(length)
+    reply = Tokens("text", ids, ids, torch.zeros(length), torch.ones(length, dtype=torch.bool), Sampling(max_tokens=16))
+    return Turn(Context(()), reply)
 
 
 def _textured(image: Image.Image, word: str, seed: int) -> Image.Image:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -341,6 +344,35 @@ def stopped_and_resumed(start: Callable[..., Trainer], *settings: Any, **changes
 
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(start: Callable[..., Trainer]) -> None:
     stopped_and_resumed(start, "diffusion-nft")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import unison.train
+from test_algorithms import latent_run
+from test_train_latents import begin, make
+unison.train.load_policy = lambda config: make()
+items, out, algorithm = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+begin(latent_run(items, out, algorithm, optim__refills=1)).train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["diffusion-nft", "diffusion-dpo"])
+def test_two_processes_take_the_same_steps_as_one(tmp_path: Path, algorithm: str) -> None:
+    items, script = write_items(tmp_path / "items.jsonl"), tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    tests = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}:{tests.parent}"}
+    together = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    for name, words in (("one", []), ("two", together)):
+        command = [sys.executable, *words, str(script), str(items), str(tmp_path / name), algorithm]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        for name in ("loss", "grad_norm", "image/grad_norm", "reward/mean"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5)
 
 
 # -- dynamic sampling -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def record(i: int, skill: float, rng: random.Random, image: str | None) -> dict:
         "drawing_correct": correct,
         "drawing_score": float(correct), "drawing_reason": "as asked", "answer_correct": rng.random() < skill,
         "own_answer_correct": own, "drift": own and not correct,
-        "format_ok": rng.random() < 0.9, "image": image, "question_image": image,
+        "format_ok": rng.random() < 0.9, "image": image, "question_image": image, "probe_correct": rng.random() < skill,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unison.config import DataConfig, EvalConfig, ObjectiveConfig, RetentionConfig, RunConfig
+from unison.config import DataConfig, EvalConfig, ObjectiveConfig, RetentionConfig, RunConfig, ScenarioConfig
 from unison.evaluate import Evaluation
 from unison.policies.metaquery import MetaQuery
 from unison.recipes import unirl_zero
@@ -63,7 +63,7 @@ def begin(folder: Path, out: Path, resume: bool = False, **fields: Any) -> Train
     config: RunConfig = replace(
         run,
         policy=replace(run.policy, path=str(folder), frozen=()),
-        scenario=replace(run.scenario, group_size=2, text=Sampling(max_tokens=4), image=Sampling(steps=2)),
+        scenario=ScenarioConfig("t2i", group_size=2, text=Sampling(max_tokens=4), image=Sampling(steps=2)),
         rewards={"world_clean": 1.0},
         objective=ObjectiveConfig(kl_beta=0.1),
         optim=replace(run.optim, steps=2, items_per_step=2, micro_batch_items=2, warmup_steps=0),

@@ -23,7 +23,7 @@ from unison.rewards import REWARDS, load_rewards
 from unison.rewards.common import BATCH
 from unison.rewards.detect import AT_ONCE
 from unison.rewards.similarity import PAIRS
-from unison.types import Clause, Item, RewardFn, Trajectory, Wanted
+from unison.types import Clause, Context, Item, RewardFn, Sampling, Tokens, Trajectory, Turn, Wanted
 from unison.world.render import render
 from unison.world.scene import TASKS, Object, sample
 
@@ -128,12 +128,20 @@ def edits() -> list[Trajectory]:
     return [Trajectory(item, (), images=row.images) for row in rows]
 
 
+def lengths() -> list[Trajectory]:
+    """Replies that leave room, and one that fills all there is."""
+    sampling, item = Sampling(max_tokens=10), Item("x")
+    replies = [Tokens("text", ids, ids, ids.float(), ids > 0, sampling) for ids in (torch.arange(n) for n in (4, 10))]
+    return [Trajectory(item, (Turn(Context(("?",)), reply),)) for reply in replies]
+
+
 RANKED: dict[str, Callable[[], list[Trajectory]]] = {  # trajectories from the best to the worst
     "accuracy": lambda: said("<answer>On the red sofa.</answer>", "<answer>on the mat</answer>"),
     "accuracy_soft": lambda: said("on the red sofa", "red sofa", "in bed"),
     "math": lambda: said("<answer>0.5</answer>", "<answer>5</answer>", answer=r"\frac{1}{2}"),
     "llm_judge": lambda: said("it is on that red sofa", "on the mat"),
     "format": lambda: said("<think>so</think><answer>mat</answer>", "<answer>mat</answer>"),
+    "overlong": lengths,
     "world": scenes,
     "world_strict": lambda: scenes()[:2],
     "world_first": lambda: [attempts()[i] for i in (0, 1)],

@@ -31,7 +31,12 @@ from unison.world.scene import SHAPES, TASKS, Object, sample
 
 CPU = torch.device("cpu")
 OF_REPLIES = ("llm_judge", "llm_judge_soft")  # see test_llm_judge.py
-OF_OBJECTS = ("geneval", "geneval_strict")  # they judge photos of COCO's objects: see test_geneval.py
+OF_OBJECTS = (
+    "geneval",
+    "geneval_strict",
+    "geneval_verdict",
+    "geneval_improvement",
+)  # of COCO: test_geneval.py
 WITH_MODEL = ["matching", *(name for name in CHECKPOINTS if name not in OF_REPLIES + OF_OBJECTS)]
 CLOSE = 1e-4
 

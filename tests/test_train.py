@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from unison.data import WorldItems, export
 from unison.recipes import corl
 from unison.train import Trainer
 from unison.train_log import RunLog
+from unison.types import Trajectory
 
 REPO = Path(__file__).resolve().parents[1]
 # random weights earn a reward that differs between siblings, and the trainer has a state beside the weights
@@ -368,10 +370,10 @@ def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: 
     stopped = Trainer(small(checkpoint, tmp_path / "stopped", **changes))
     roll_out = stopped.roll_out
 
-    def until_step_5() -> list:
+    def until_step_5(known: Set[str]) -> list[Trajectory]:
         if stopped.step == 5:
             raise KeyboardInterrupt
-        return roll_out()
+        return roll_out(known)
 
     monkeypatch.setattr(stopped, "roll_out", until_step_5)
     with pytest.raises(KeyboardInterrupt):

@@ -19,7 +19,7 @@ from unison.world.scene import Verdict
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STAIN = 40.0  # RGB distance from all that the world is painted in, above which a pixel is dirt
+STAIN = 4.0  # RGB distance from all that the world is painted in, above which a pixel is dirt
 
 
 def world(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
