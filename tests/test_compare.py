@@ -6,6 +6,7 @@ import html
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_drawings_of_one_prompt_are_averaged_before_prompts_are_resampled() -> N
     assert row.items == 10
     assert row.sides[0].value == pytest.approx(apart.value)
     assert row.sides[0].high - row.sides[0].low > apart.high - apart.low
+
+
+def test_a_figure_that_its_suite_weighs_is_compared_task_by_task() -> None:
+    a, b = (result(make(20, skill, seed)) for skill, seed in ((0.2, 1), (0.7, 2)))
+    weighed = task_mean({"colors": by_task(list(b.records))["colors"]})
+    figures = {"share": {ALL: weighed}, "other": {ALL: weighed}}  # no record has `other`
+    compared = side_by_side(*sides(a, replace(b, figures=figures)))
+    assert list(compared.figures) == [f"share: {task}" for task in TASKS]
+    assert "`share` over all tasks is weighed by its suite" in compared.notes[0]
 
 
 def test_items_of_one_name_that_ask_for_different_things_are_no_pair() -> None:

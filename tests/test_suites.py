@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks import judges
 from unison import cli
 from unison.data import WorldItems, export
+from unison.policies import ASSETS
 from unison.stats import task_mean
 from unison.suites import SUITES
 from unison.suites.drawings import share
@@ -269,6 +270,35 @@ def test_several_suites_are_one_command_with_options_of_their_own(
         assert all(
             {"value", "low", "high"} == cut.keys() for cuts in result["figures"].values() for cut in cuts.values()
         )
+
+
+def test_what_thinking_adds_is_paired_by_riddle(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, str(checkpoint), "--suite", "think", "--items", "6", "--max-tokens", "6", "--out", str(tmp_path))
+    told = json.loads((tmp_path / "think.json").read_text())
+    for record in told["records"]:
+        assert record["gain"] == record["drawing_correct"] - record["unthought_correct"]
+        assert record["reply"]
+        assert (tmp_path / record["image"]).is_file()
+    value = {name: cuts["all"]["value"] for name, cuts in told["figures"].items()}
+    assert value["gain"] == pytest.approx(value["drawing"] - value["drawing_unthought"])
+    assert told["figures"]["drawing"].keys() == {"all", *TASKS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-janus", "tiny-showo", "tiny-metaquery"])
+def test_every_bundled_model_runs_all_suites_of_the_world_that_apply_to_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (ASSETS / name).is_dir():
+        pytest.skip(f"assets/{name} is not there: `unison pretrain` makes it")
+    suites = ["world", "understanding", "think", *(["editing"] if name == "tiny-metaquery" else [])]
+    words = ("--suite", ",".join(suites), "--items", "6", "--world.own-drawings", "--out", str(tmp_path))
+    run(monkeypatch, f"assets/{name}", *words)
+    for suite in suites:
+        assert len(json.loads((tmp_path / f"{suite}.json").read_text())["records"]) == 6
+    assert "own_answer" in (tmp_path / "card.md").read_text()
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison eval <checkpoint> --suite geneval --prompts <file>
   unison eval --compare <A> <B>                two checkpoints on the same items, paired, with a page of drawings
   unison eval <checkpoint> --suite dpg --prompts <file> --judge <checkpoint or endpoint>
+  unison eval <checkpoint> --suite understanding --data <file>
   unison eval <checkpoint> --data prompts      draw GenEval-style prompts, answer questions about the drawings
   unison sample draw <checkpoint> <prompt>     draw
   unison sample ask <checkpoint> <image> <question>

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unison.environment import describe
-from unison.evaluate import CONDITIONALS, Evaluation
+from unison.evaluate import CONDITIONALS, Evaluation, by_task
 from unison.report import (
     FIELDS,
     Comparison,
@@ -25,7 +26,7 @@ from unison.report import (
     render,
     verdict,
 )
-from unison.stats import signed
+from unison.stats import signed, task_mean
 from unison.suites import Suite, card
 from unison.suites.common import ALL, RESULTS, Job, Record, Result, item_of, slug, table
 
@@ -166,12 +167,15 @@ def side_by_side(a: Side, b: Side) -> Compared:
     _check_asked(found, shared, sides)
     fields = {name: field for name, field in fields.items() if name in CONDITIONALS or _is_measured(field, found)}
     evaluations = [Evaluation(0, [_merged(key, items[key], fields.values()) for key in shared]) for items in found]
-    figures = {
-        name: rows
-        for name, field in fields.items()
-        if (rows := (compare_shares if name in CONDITIONALS else compare)(evaluations, field))
-    }
-    return Compared(a.result.suite, sides, figures, _notes(sides, [len(items) - len(shared) for items in found]))
+    figures, notes = {}, _notes(sides, [len(items) - len(shared) for items in found])
+    for name, field in fields.items():
+        rows = (compare_shares if name in CONDITIONALS else compare)(evaluations, field)
+        if all(map(_is_plain, (name, name), (field, field), found, sides)):
+            figures |= {name: rows} if rows else {}
+        else:
+            figures |= {f"{name}: {row.label}": [row] for row in rows[1:]}
+            notes.append(f"`{name}` over all tasks is weighed by its suite: it is compared task by task.")
+    return Compared(a.result.suite, sides, figures, notes)
 
 
 Key = tuple[str, str]  # task, item
@@ -183,6 +187,15 @@ def _items(records: Sequence[Record]) -> dict[Key, list[Record]]:
     for record in records:
         found.setdefault((record["task"], item_of(record)), []).append(record)
     return found
+
+
+def _is_plain(name: str, field: str, items: Mapping[Key, list[Record]], side: Side) -> bool:
+    """Whether the figure over all tasks is the mean over tasks of the mean over items, as it is compared."""
+    stated = side.result.figures[name].get(ALL)
+    if name in CONDITIONALS or stated is None:
+        return True
+    values = by_task((_merged(key, some, [field]) for key, some in items.items()), field)
+    return not values or math.isclose(task_mean(values).value, stated.value, abs_tol=1e-6)
 
 
 def _is_measured(field: str, found: Sequence[Mapping[Key, list[Record]]]) -> bool:

@@ -483,7 +483,11 @@ def gallery(sides: Sequence[Evaluation], folders: Sequence[Path]) -> list[Row]:
     """
     pairs = list(_pairs(sides, "image"))[:GALLERY]
     return [
-        {"records": pair, "images": [data_uri(f / r["image"]) for f, r in zip(folders, pair, strict=True)]}
+        {
+            "records": pair,
+            "source": data_uri(folders[0] / path) if (path := pair[0].get("source_image")) else None,
+            "images": [data_uri(f / r["image"]) for f, r in zip(folders, pair, strict=True)],
+        }
         for pair in pairs
     ]
 

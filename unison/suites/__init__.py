@@ -43,6 +43,8 @@ SUITES = {
         Suite("world", "drawing and answering on held-out items", "unison.suites.world"),
         Suite("geneval", "GenEval's six tasks, on its prompt file", "unison.suites.geneval"),
         Suite("understanding", "the questions of any data set", "unison.suites.understanding"),
+        Suite("think", "riddles, drawn after a thought and without one", "unison.suites.think"),
+        Suite("editing", "edits of pictures, and edits taken back", "unison.suites.editing"),
         Suite("dpg", "DPG-Bench's questions, on its prompt file", "unison.suites.dpg"),
         Suite("wise", "WISE's marks by a judge, on its prompt files", "unison.suites.wise"),
     )

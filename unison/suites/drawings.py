@@ -40,6 +40,8 @@ class DrawingOptions:
     """Rounds of masked decoding, in models that draw by it."""
     choice_temperature: float = 1.0
     """Noise in masked decoding's choice of positions."""
+    steps: int = 10
+    """Denoising steps without noise, in models that draw by flow matching."""
     seed: int = 0
     """Seed of all drawings."""
     batch_size: int = 16
@@ -51,7 +53,14 @@ class DrawingOptions:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.guidance, False, 512, self.rounds, self.choice_temperature)
+        return Sampling(
+            self.temperature,
+            self.guidance,
+            rounds=self.rounds,
+            choice_temperature=self.choice_temperature,
+            steps=self.steps,
+            sde="ode",
+        )
 
     def check(self) -> None:
         """Rejects numbers that nothing can be drawn with.
@@ -60,7 +69,7 @@ class DrawingOptions:
             ValueError: names the option, its value and the remedy.
         """
         check_sampling(self.sampling)
-        for name, value in (("images", self.images), ("batch_size", self.batch_size)):
+        for name, value in (("images", self.images), ("batch_size", self.batch_size), ("steps", self.steps)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: must be at least 1")
 
@@ -81,6 +90,7 @@ class DrawingOptions:
             "temperature": self.temperature,
             "rounds": self.rounds,
             "choice_temperature": self.choice_temperature,
+            "steps": self.steps,
             "seed": self.seed,
             "images_a_prompt": self.images,
             "pictures_kept": self.keep_pictures,

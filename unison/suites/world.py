@@ -12,7 +12,7 @@ from unison.config import DataConfig, EvalConfig, ScenarioConfig
 from unison.data import open_items
 from unison.evaluate import EVAL_SEED, Pictures, by_cut, evaluate, fields
 from unison.rewards import load_rewards
-from unison.suites.common import Job, Result, fingerprint
+from unison.suites.common import Job, Result
 from unison.types import Item, RewardFn, Sampling
 from unison.world.scene import REPLY_FORMAT
 
@@ -38,6 +38,8 @@ class Options:
     """Guidance scale of drawings."""
     rounds: int = 18
     """Rounds of masked decoding, in models that draw by it."""
+    steps: int = 10
+    """Denoising steps without noise, in models that draw by flow matching."""
     max_tokens: int = 48
     """Longest reply."""
     own_drawings: bool = False
@@ -78,9 +80,9 @@ def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, R
     policy = job.policy
     if options.asks_own:
         policy.require("draw", "asking about own drawings")
-    image = Sampling(guidance=options.guidance, rounds=options.rounds)
+    image = Sampling(guidance=options.guidance, rounds=options.rounds, steps=options.steps)
     scenario = ScenarioConfig(text=Sampling(max_tokens=options.max_tokens), image=image)
-    config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size)
+    config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size, noiseless=True)
     folder = job.pictures("world")
     pictures = Pictures(folder.parent, folder.name)
     records = evaluate(policy, items, scenario, config, pictures=pictures, rewards=rewards).records
@@ -94,5 +96,4 @@ def _protocol(options: Options, job: Job, items: int) -> dict[str, Any]:
     sampled = {"samples_an_item": 1, "temperature": 1.0, "seed": EVAL_SEED}
     told = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch_size"}
     told |= {"items": items, "own_drawings": options.asks_own}
-    start = {"checkpoint": job.checkpoint, "checkpoint_files": fingerprint(job.checkpoint), "dtype": job.dtype}
-    return start | told | sampled
+    return job.protocol() | told | sampled
