@@ -12,8 +12,8 @@ Guidance of a drawing is u + w (c - u); that of an edit, with i seeing the sourc
 
 so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
 
-Supervised, a picture is one noisy state of itself: `encode` draws noise, level sigma = sigmoid(N(0, 1)) and what is
-hidden, and such a given drawing is scored by its flow-matching loss (`noising.py`). A drawing of the policy's own can
+Supervised, a picture is one noisy state of itself: `encode` draws noise, a level sigmoid(N(0, 1)) in the time shift of
+the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss (`noising.py`). A drawing of the policy's own can
 be scored so too, at the levels of its schedule and with nothing hidden (`optim.scoring` "noised").
 
 Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing, guidance and its training.
@@ -381,7 +381,8 @@ class MetaQuery(Policy):
         """The actions that stand for the targets. For a picture this is one noisy state, with the noise, its level and
         what is hidden of the context drawn from torch's global generator, so that every epoch is another."""
         pictures = [square(t, self.network.pixels) for t in targets if not isinstance(t, str | Tokens | Latents)]
-        noised = iter([_noised(latent) for latent in self._latents(pictures)])
+        shift = self.network.scheduler.config.shift
+        noised = iter([_noised(latent, shift) for latent in self._latents(pictures)])
         return [
             t if isinstance(t, Tokens | Latents) else self._encode_text(t) if isinstance(t, str) else next(noised)
             for t in targets
@@ -451,10 +452,10 @@ def _by_edit(contexts: Sequence[Context], rows: Iterable[int]) -> list[tuple[boo
 # -- given drawings --------------------------------------------------------------------------------------------------
 
 
-def _noised(latent: Tensor) -> Latents:
+def _noised(latent: Tensor, shift: float) -> Latents:
     """A latent as a given drawing: `path` is noise and the latent, `sigmas` the level at which it is to be learned and
     0; steps = 0 says that it was not sampled, and guidance scales of 0 what is hidden."""
-    sigma = torch.sigmoid(torch.randn(()))
+    sigma = sde.shifted(torch.sigmoid(torch.randn(())), shift)
     hides = min(int(torch.rand(()) / DROPPED), 3)
     text, source = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0))[hides]
     return Latents(

@@ -46,12 +46,13 @@ def sigmas(steps: int, shift: float) -> Tensor:
     f(x) = shift x / (1 + (shift - 1) x) is applied twice to the end point: times run evenly from f(1) = 1 to f(0.001),
     and each is shifted again. The network's timestep is 1000 sigma.
     """
-    last = _shifted(torch.tensor(SMALLEST_TIME, dtype=torch.float64), shift)
+    last = shifted(torch.tensor(SMALLEST_TIME, dtype=torch.float64), shift)
     times = torch.linspace(1.0, float(last), steps, dtype=torch.float64)
-    return torch.cat([_shifted(times, shift), times.new_zeros(1)]).float()
+    return torch.cat([shifted(times, shift), times.new_zeros(1)]).float()
 
 
-def _shifted(times: Tensor, shift: float) -> Tensor:
+def shifted(times: Tensor, shift: float) -> Tensor:
+    """Times in [0, 1] moved towards noise, as f above says."""
     return shift * times / (1 + (shift - 1) * times)
 
 
