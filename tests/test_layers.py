@@ -38,6 +38,7 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
+        ["distributed"],
         ["rollout", "checkpoint", "environment", "plan", "merge", "serve"],
         ["evaluate"],
         ["drift", "retention", "suites suites.*"],

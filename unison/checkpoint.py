@@ -7,22 +7,23 @@ import os
 import shutil
 from pathlib import Path
 
-from accelerate import Accelerator
-
+from unison.distributed import Processes, Weights
 from unison.policies.base import Policy
 
 STATE = "state.json"
 LAST = ("last", "last.old")  # where the state may lie: a kill while it is replaced leaves the old one
 
 
-def save_state(accelerator: Accelerator, run: Path, step: int, counters: dict[str, float]) -> None:
+def save_state(weights: Weights, processes: Processes, run: Path, step: int, counters: dict[str, float]) -> None:
     """Writes model, optimiser, scheduler and counters to `checkpoints/last`, replacing the previous one atomically."""
+    accelerator = processes.accelerator
     folder = run / "checkpoints"
     fresh, last = folder / "last.partial", folder / "last"
     if accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(fresh))
+    weights.save(fresh)
+    accelerator.wait_for_everyone()  # a part that is missing would make it no whole checkpoint
     if accelerator.is_main_process:
         (fresh / STATE).write_text(json.dumps({"step": step, **counters}))
         swap_in(fresh, last)
@@ -39,14 +40,14 @@ def swap_in(fresh: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_state(accelerator: Accelerator, run: Path) -> dict[str, float]:
+def load_state(weights: Weights, run: Path) -> dict[str, float]:
     """Restores what `save_state` wrote; returns its counters, `step` among them.
 
     Raises:
         ValueError: the run has no whole checkpoint.
     """
     if folder := last_state(run):
-        accelerator.load_state(str(folder))
+        weights.load(folder)
         return json.loads((folder / STATE).read_text())
     raise ValueError(f"{run}: no checkpoint to resume from in {run / 'checkpoints'}; start it with `unison train`")
 

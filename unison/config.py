@@ -15,6 +15,7 @@ from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
+Strategy = Literal["ddp", "fsdp2"]
 Scoring = Literal["rounds", "whole_canvas", "random_masks", "noised"]
 
 
@@ -308,6 +309,17 @@ class RemoteConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How a run on several processes is spread over them; docs/distributed.md says when to choose what."""
+
+    strategy: Strategy = "ddp"
+    """What every process keeps between the phases of a step: all weights and optimiser states (`ddp`), or its part of
+    them, gathered for a rollout or an update (`fsdp2`)."""
+    timeout: float = 1800.0
+    """Seconds that a process waits for another before the run fails."""
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """What a reward server takes on."""
 
@@ -356,6 +368,7 @@ class RunConfig:
     """Weight of each reward by name; `name:checkpoint` gives it another model than its default, and
     `remote:http://host:port/name` is one that `unison serve-reward` serves."""
     remote: RemoteConfig = RemoteConfig()
+    distributed: DistributedConfig = DistributedConfig()
     reward_normalisation: Literal["none", "group", "running"] = "none"
     """Standardise each reward within its group, or over the run so far, before the weighted sum."""
     abstain_on_error: tuple[str, ...] = ()
@@ -376,6 +389,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def rolls_out_reference(self) -> bool:
+        """Whether the reference takes part in rollouts."""
+        return self.objective.samples_reference or self.scenario.asks_reference
 
     @property
     def needs_reference(self) -> bool:
@@ -465,6 +483,10 @@ def check(config: RunConfig) -> None:
         _require(getattr(config.remote, name) > 0, f"remote.{name}", getattr(config.remote, name), "above 0")
     for name in ("requests", "rows"):
         _require(getattr(config.remote, name) >= 1, f"remote.{name}", getattr(config.remote, name), "at least 1")
+    strategy, timeout = config.distributed.strategy, config.distributed.timeout
+    choices = get_args(Strategy)
+    _require(strategy in choices, "distributed.strategy", strategy, f"one of {', '.join(choices)}")
+    _require(timeout > 0, "distributed.timeout", timeout, "above 0")
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
 
 

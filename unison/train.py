@@ -6,20 +6,19 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from unison import checkpoint, scenarios
+from unison import checkpoint, distributed, scenarios
 from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, to_json
 from unison.data import open_items, step_items
+from unison.distributed import Processes
 from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate
 from unison.objectives import OBJECTIVES, demands, require_states
@@ -28,8 +27,8 @@ from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
 from unison.policies.base import MovingReference
 from unison.report import write_report
-from unison.retention import Fall, Retention, falls
-from unison.rewards import load_rewards, score
+from unison.retention import Retention, falls
+from unison.rewards import judge, load_rewards, weigh
 from unison.rewards.ahead import Ahead
 from unison.rewards.normalise import Normaliser
 from unison.rollout import Finished, groups_of, most_telling, roll_out, tells
@@ -39,7 +38,6 @@ from unison.train_log import RunLog
 from unison.types import Item, Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
-T = TypeVar("T")
 MODALITIES: tuple[Modality, ...] = ("text", "image")
 
 
@@ -51,6 +49,15 @@ class Sample:
     advantage: float
     scored: Scored
     item: str
+
+
+class Compared(NamedTuple):
+    """What the reference says of a micro-batch, as far as the objective asks."""
+
+    anchors: list[Tensor] | None = None
+    """What its divergence is measured from."""
+    logps: list[Tensor] | None = None
+    """Its log-probabilities."""
 
 
 class Trainer:
@@ -71,11 +78,8 @@ class Trainer:
         self.normaliser = Normaliser(config.reward_normalisation)
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),  # else, without a GPU, every process takes itself for the only one
-            log_with=list(config.trackers),
-            project_dir=str(self.run / "trackers"),
-        )
+        self.accelerator = distributed.start(config.distributed, config.trackers, self.run / "trackers")
+        self.processes = Processes(self.accelerator)
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
         for setting, verb in demands(config).items():
@@ -83,14 +87,13 @@ class Trainer:
         require_states(config, self.scenario.verbs)
         for question in self.retention.questions(1)[:1]:
             scenarios.find("understanding").require(self.policy, question)
-        self.trained = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer, self.schedule = build_optimizer(self.policy.network.named_parameters(), config.optim)
-        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self.weights = distributed.place(self.policy, config.distributed.strategy, self.processes)
+        optimizer, self.schedule = build_optimizer(self.weights.trained.items(), config.optim)
         if config.needs_reference:
-            self.policy.keep_reference()  # not before the weights are on their device
+            self.policy.keep_reference()  # not before the weights are where they belong
         self.moving = MovingReference(self.policy) if config.objective.reference_decay < 1 else None
-        states = (self.schedule, self.normaliser, self.moving)
-        self.accelerator.register_for_checkpointing(*(state for state in states if state is not None))
+        self.optimizer = self.weights.prepare(optimizer, self.moving)
+        self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
         self.log = RunLog(self.run, self.accelerator, config.optim.steps)
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
         self.batches = 0  # of items that rollouts have taken
@@ -107,10 +110,11 @@ class Trainer:
         with self.log.progress(self.step):
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
-                trajectories, reward_metrics, discarded = self.collect()
+                with self.weights.whole(reference=config.rolls_out_reference):
+                    trajectories, reward_metrics, discarded = self.collect()
+                    replayed, theirs, replay_metrics = self.replay()
                 rewards = [trajectory.reward for trajectory in trajectories]
                 advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
-                replayed, theirs, replay_metrics = self.replay()
                 with self.clock("update"):
                     update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
                 if self.moving:
@@ -135,14 +139,14 @@ class Trainer:
         2503.14476, eq. 11); the first of them fill what is left.
         """
         drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
-        share = self.config.optim.items_per_step // self.accelerator.num_processes
+        share = self.config.optim.items_per_step // self.processes.count
         for refill in range(1 + self.config.optim.refills):
-            if refill and not self._any([sum(map(tells, groups_of(drawn))) < share]):
+            if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
                 break
             with self.clock("rollout"):
                 new = self.roll_out({t.item.id for t in drawn})
             with self.clock("reward"):
-                measured += [self.score(new, begun)] if new else []
+                measured.append(self.score(new, begun))
             drawn += new
         kept = most_telling(groups_of(drawn), share)
         discarded = len(groups_of(drawn)) - len(kept)
@@ -151,7 +155,7 @@ class Trainer:
     def roll_out(self, known: Set[str] = frozenset()) -> list[Trajectory]:
         """This process's share of the next items, G trajectories each, without those whose ids the step has already."""
         config = self.config
-        indices = self._share(step_items(self.items, config.optim.items_per_step, self.batches, config.seed))
+        indices = self.processes.share(step_items(self.items, config.optim.items_per_step, self.batches, config.seed))
         self.batches += 1
         items = [self.items[i] for i in indices]
         items = [item for item in items if item.id not in known]
@@ -159,7 +163,7 @@ class Trainer:
 
     def replay(self) -> tuple[list[Trajectory], list[float | None], Metrics]:
         """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
-        config, questions = self.config, self._share(self.retention.questions(self.step))
+        config, questions = self.config, self.processes.share(self.retention.questions(self.step))
         if not questions:
             return [], [], {}
         with self.clock("rollout"):
@@ -180,20 +184,22 @@ class Trainer:
         """The seeds of this step's samples."""
         return Seeds(self.config.seed, self.step)
 
-    def _share(self, things: Sequence[T]) -> Sequence[T]:
-        """This process's share of what a step takes."""
-        return things[self.accelerator.process_index :: self.accelerator.num_processes]
-
     def score(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:
-        """Sets the rewards; where one fails, the run can be resumed from before the step, which began at that batch."""
+        """Sets the rewards; where one fails, on any process, all stop, and the run can be resumed from before the step,
+        which began at that batch."""
         config, rewards = self.config, self.ahead.finish()
+        metrics, failure = Metrics(), None
         try:
-            return score(trajectories, rewards, config.rewards, self.policy, config.abstain_on_error, self.normaliser)
-        except (ValueError, RuntimeError):
-            if self.accelerator.num_processes == 1:  # saving is a joint act, and the others do not know
-                self.step, self.batches = self.step - 1, begun
-                self.save()
-            raise
+            metrics = judge(trajectories, rewards, self.policy, config.abstain_on_error) if trajectories else metrics
+        except (ValueError, RuntimeError) as error:
+            failure = error
+        if failures := self.processes.failures(failure):
+            self.step, self.batches = self.step - 1, begun
+            self.save()
+            number, text = next(iter(failures.items()))
+            raise failure or RuntimeError(f"stopped with process {number}: {text}")
+        weigh(trajectories, config.rewards, self.normaliser)
+        return metrics
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
         """The optimiser steps of one rollout; groups stay whole."""
@@ -210,8 +216,10 @@ class Trainer:
             for item, rows in group_rows(trajectories).items()
         ]
         size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
-        groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
-        rounds = [self._optimise(groups[i : i + size]) for i in range(0, len(groups), size)]
+        with self.weights.whole():
+            groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
+        count = self.processes.most(math.ceil(len(groups) / max(size, 1)))
+        rounds = [self._optimise(groups[i * size : (i + 1) * size]) for i in range(count)]
         if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
             self.schedule.step()
         return _averages(rounds)
@@ -234,30 +242,57 @@ class Trainer:
 
     def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
         """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss."""
+        compared = self._compared(groups)
+        with self.weights.whole():
+            metrics = self._accumulate(groups, compared)
+            self.weights.add_up()
+        informative = self.processes.any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
+        return metrics | self._apply(informative)
+
+    @torch.no_grad()
+    def _compared(self, groups: Sequence[Sequence[Sample]]) -> dict[Modality, list[Compared]]:
+        """What the reference says of every micro-batch, before there are gradients to hold beside it."""
+        objectives = {modality: self._objective(modality) for modality in MODALITIES}
+        if not any(o.needs_distance or o.from_reference for o in objectives.values()):
+            return {m: [Compared() for _ in self._micro_batches(groups, m)] for m in MODALITIES}
+        with self.weights.whole(reference=True), self.policy.reference():
+            return {
+                modality: [self._compare(chunk, objective) for chunk in self._micro_batches(groups, modality)]
+                for modality, objective in objectives.items()
+            }
+
+    def _compare(self, samples: Sequence[Sample], objective: ObjectiveConfig) -> Compared:
+        contexts, actions = [s.turn.context for s in samples], [s.scored.action for s in samples]
+        return Compared(
+            anchors=self.policy.anchors(contexts, actions) if objective.needs_distance else None,
+            logps=self.policy(contexts, actions) if objective.from_reference else None,
+        )
+
+    def _accumulate(
+        self, groups: Sequence[Sequence[Sample]], compared: Mapping[Modality, Sequence[Compared]]
+    ) -> Metrics:
+        """The gradient of this process's part of the loss, and the metrics of all."""
         metrics: Metrics = {"loss": 0.0, "skipped_step": 0.0, "constant_step": 0.0}
         before: list[Tensor] = []
         for modality in MODALITIES:
             samples = [s for group in groups for s in group if s.turn.action.modality == modality]
-            total = self._global_totals(totals([s.scored.counted for s in samples]))
+            own = totals([s.scored.counted for s in samples])
+            total = Totals(*self.processes.sum(own.turns, own.decisions))
             if not total.decisions:
                 continue
             objective = self._objective(modality)
             sums, earlier = {}, metrics["loss"]
-            for chunk in self._micro_batches(groups, modality):
-                with self.accelerator.no_sync(self.model):
-                    loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
-                    if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
-                        self.accelerator.backward(loss)
+            for chunk, said in zip(self._micro_batches(groups, modality), compared[modality], strict=True):
+                loss, part = self.objective(self._batch(chunk, modality, total, objective, said), objective)
+                if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
+                    self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())
                 sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-            metrics |= {f"{modality}/{name}": value for name, value in _means(self._global_sums(sums)).items()}
-            metrics |= self._global_sums({f"{modality}/loss": metrics["loss"] - earlier})
+            metrics |= {f"{modality}/{name}": value for name, value in _means(self.processes.sums(sums)).items()}
+            metrics |= self.processes.sums({f"{modality}/loss": metrics["loss"] - earlier})
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
-        metrics |= self._global_sums({"loss": metrics["loss"]})
-        self._sum_gradients()
-        informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
-        return metrics | self._apply(informative)
+        return metrics | self.processes.sums({"loss": metrics["loss"]})
 
     def _objective(self, modality: Modality) -> ObjectiveConfig:
         """The settings of one modality, with the weight of the KL that the run has come to."""
@@ -272,24 +307,20 @@ class Trainer:
                 yield chunk
 
     def _batch(
-        self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig
+        self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig, said: Compared
     ) -> TurnBatch:
         contexts, scored = [s.turn.context for s in samples], [s.scored for s in samples]
         weight = decision_weights(pad_stack([s.counted for s in scored]), modality, total, objective)
         actions = [s.action for s in scored]
-        if objective.needs_distance:
-            with self.policy.reference():
-                anchors = self.policy.anchors(contexts, actions)
-            logps, kls = zip(*self.model(contexts, actions, anchors), strict=True)
+        if said.anchors is not None:
+            logps, kls = zip(*self.policy(contexts, actions, said.anchors), strict=True)
             kl = pad_stack(kls)
         else:
-            logps, kl = self.model(contexts, actions), None
+            logps, kl = self.policy(contexts, actions), None
         logp = pad_stack(logps)
         mask = pad_stack([action.mask for action in actions]).to(logp.device)
         known = [row.detach() if s.old_logp is None else s.old_logp for s, row in zip(scored, logps, strict=True)]
-        if objective.from_reference:
-            with self.policy.reference(), torch.no_grad():
-                known = self.policy(contexts, actions)
+        known = known if said.logps is None else said.logps
         numbers = {item: number for number, item in enumerate(dict.fromkeys(s.item for s in samples))}
         return TurnBatch(
             logp=logp,
@@ -304,7 +335,7 @@ class Trainer:
     def _apply(self, informative: bool) -> Metrics:
         """Clips and steps; a step whose gradient is not finite, or says nothing, changes no weight and is counted."""
         optim = self.config.optim
-        norm = float(self.accelerator.clip_grad_norm_(self.trained, optim.max_grad_norm) or 0.0)
+        norm = self.weights.clip(optim.max_grad_norm)
         finite = math.isfinite(norm)
         self.bad_steps = 0 if finite else self.bad_steps + 1
         if finite and informative:
@@ -322,42 +353,11 @@ class Trainer:
             "constant_step": float(not informative),
         }
 
-    # -- processes -----------------------------------------------------------------------------------------------
-
-    def _global_totals(self, own: Totals) -> Totals:
-        """Counts over all processes, so that every decision weighs the same wherever it is scored."""
-        counts = torch.tensor([own.turns, own.decisions], device=self.accelerator.device, dtype=torch.float64)
-        turns, decisions = self.accelerator.reduce(counts, "sum").tolist()  # type: ignore[union-attr]
-        return Totals(turns, decisions)
-
-    def _global_sums(self, own: Metrics) -> Metrics:
-        """Sums over all processes, of which some may have none."""
-        if self.accelerator.num_processes == 1:
-            return own
-        every: list[Metrics] = gather_object([own])
-        return {name: sum(part.get(name, 0.0) for part in every) for name in dict.fromkeys(n for p in every for n in p)}
-
-    def _sum_gradients(self) -> None:
-        """Adds up the gradients of all processes: each holds its share of one global loss.
-
-        DDP's own hooks are not used, since text and image losses are separate backward passes over different weights.
-        """
-        if self.accelerator.num_processes > 1:
-            for parameter in self.trained:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(gradient, "sum")  # type: ignore[assignment]
-
-    def _any(self, values: Iterable[float]) -> bool:
-        own = torch.tensor(float(any(values)), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(own, "sum"))  # type: ignore[arg-type]
-
     def _norm_since(self, before: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Norm of the gradient added by all processes since the copy `before`, and a copy of the own present one."""
-        now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained]
+        """Norm of the gradient added by all processes since it was `before`, and the present one."""
+        now = self.weights.summed()
         added = [n - b for n, b in zip(now, before, strict=True)] if before else now
-        if self.accelerator.num_processes > 1:
-            added = [self.accelerator.reduce(x, "sum") for x in added]
-        return float(torch.nn.utils.get_total_norm(added)), now
+        return distributed.norm(added), now
 
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
 
@@ -368,56 +368,64 @@ class Trainer:
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
             pictures = Pictures(self.run, f"eval/{self.step:06d}")
             settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
-            result = evaluate(self.policy, items, *settings, self.retention.probe)
+            with self.weights.whole():
+                result = evaluate(self.policy, items, *settings, self.retention.probe)
+        result = self.processes.firsts(result)  # what one process does about it, all do
         self._guard(result)
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
-            quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
-            if self.step and quality > self.best:
-                self.best = quality
-                checkpoint.export(self.policy, self.run, "best")
+        quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
+        if self.step and quality > self.best:
+            self.best = quality
+            self._export("best")
         return result
+
+    def _export(self, name: str) -> None:
+        """Writes the policy as a plain checkpoint."""
+        policy = self.weights.exported()
+        if self.processes.is_main:
+            checkpoint.export(policy, self.run, name)
 
     def _guard(self, result: Evaluation) -> None:
         """Reacts where a watched figure has fallen since the first evaluation."""
         retention = self.retention
         retention.first = retention.first or result
-        fallen: list[list[Fall]] = [falls(retention.first, result, retention.config)]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(fallen)  # what one process does, all do
-        self.log.fallen(self.step, fallen[0], retention.config.on_fall)
-        retention.react(fallen[0])
+        fallen = falls(retention.first, result, retention.config)
+        self.log.fallen(self.step, fallen, retention.config.on_fall)
+        retention.react(fallen)
 
     def save(self) -> None:
         with self.clock("checkpoint"):
             counters = {"bad_steps": self.bad_steps, "best": self.best, "batches": self.batches}
             counters |= {"kl_factor": self.retention.kl_factor}
-            checkpoint.save_state(self.accelerator, self.run, self.step, counters)
+            checkpoint.save_state(self.weights, self.processes, self.run, self.step, counters)
 
     def finish(self) -> Path:
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.log.close()
             write_report(self.run)
-            checkpoint.export(self.policy, self.run, "final")  # last: it is what says that a run is finished
+        self._export("final")  # last: it is what says that a run is finished
         self.accelerator.wait_for_everyone()  # the next stage of a chain starts from what was exported
         self.accelerator.end_training()
         return self.run
 
     def _start(self) -> None:
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.log.clear()
             (self.run / "config.json").write_text(to_json(self.config))
             (self.run / "environment.json").write_text(json.dumps(describe(), indent=2))
-        self.log.arithmetic(self.config, self.accelerator.num_processes)
+        self.log.arithmetic(self.config, self.processes.count)
 
     def _resume(self) -> None:
-        state = checkpoint.load_state(self.accelerator, self.run)
+        state = checkpoint.load_state(self.weights, self.run)
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
         self.step, self.bad_steps, self.best = int(state["step"]), int(state["bad_steps"]), state["best"]
         self.batches = int(state["batches"])
         self.retention.kl_factor = state["kl_factor"]
         self.retention.first = Evaluation.load(self.run / "eval" / "000000.json")
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             self.log.rewind(self.step)
 
     @contextmanager

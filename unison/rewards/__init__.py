@@ -175,9 +175,19 @@ def score(
     abstain_on_error: Sequence[str] = (),
     normaliser: Normaliser | None = None,
 ) -> Metrics:
-    """Sets every trajectory's rewards and their weighted sum; a trajectory that any reward cannot judge gets None.
+    """Sets every trajectory's rewards and their weighted sum: `judge`, then `weigh`."""
+    metrics = judge(trajectories, rewards, policy, abstain_on_error)
+    weigh(trajectories, weights, normaliser)
+    return metrics
 
-    A normaliser changes what is summed, not the single rewards that are kept and measured.
+
+def judge(
+    trajectories: Sequence[Trajectory],
+    rewards: Mapping[str, RewardFn],
+    policy: object = None,
+    abstain_on_error: Sequence[str] = (),
+) -> Metrics:
+    """Sets every trajectory's rewards.
 
     Returns:
         `<name>/mean` and `<name>/abstained` of every reward.
@@ -194,11 +204,21 @@ def score(
         known = [value for value in values if value is not None]
         metrics[f"{name}/mean"] = sum(known) / len(known) if known else math.nan
         metrics[f"{name}/abstained"] = float(len(values) - len(known))
+    return metrics
+
+
+def weigh(
+    trajectories: Sequence[Trajectory], weights: Mapping[str, float], normaliser: Normaliser | None = None
+) -> None:
+    """Sets the weighted sum of every trajectory's rewards; one that any reward cannot judge gets None.
+
+    A normaliser changes what is summed, not the single rewards that are kept and measured. Where it knows the whole run
+    (`running`), all processes must call this together.
+    """
     normalise, groups = normaliser or Normaliser("none"), group_rows(trajectories)
     summands = {name: normalise(name, [t.rewards[name] for t in trajectories], groups) for name in weights}
     for row, trajectory in enumerate(trajectories):
         trajectory.reward = _total({name: values[row] for name, values in summands.items()}, weights)
-    return metrics
 
 
 def _total(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
