@@ -142,7 +142,7 @@ def _train_run(args: TrainArgs) -> None:
 
         return dry_run(args.run)
     _make_room(Path(args.run.out), args.overwrite)
-    return _train(args.run, resume=False)
+    return _train(args.run, resume=False, last=True)
 
 
 def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
@@ -165,12 +165,21 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
     configs = chain.placed(chosen, out)
     chain.save(configs, out)
     chain.run(configs, _train)
+    _leave()
 
 
-def _train(config: RunConfig, resume: bool) -> None:
+def _train(config: RunConfig, resume: bool, last: bool = False) -> None:
     from unison.train import Trainer
 
     Trainer(config, resume).train()
+    if last:
+        _leave()
+
+
+def _leave() -> None:
+    from unison.distributed import leave
+
+    leave()
 
 
 def _with_checkpoints(words: Sequence[str]) -> list[str]:
@@ -186,13 +195,14 @@ def _resume(words: Sequence[str]) -> None:
 
     run = Path(words[0]) if len(words) == 1 else None
     if run and (run / chain.FILE).is_file():
-        return chain.run(chain.load(run), _train)
+        chain.run(chain.load(run), _train)
+        return _leave()
     if not run or not (run / "config.json").is_file():
         raise ValueError(f"--resume {' '.join(words)}: no run folder with a config.json or {chain.FILE} there")
     if chain.is_finished(run):
         final = run / "checkpoints" / "final"
         return print(f"{run} is finished: nothing to do (to train on, start another run from {final})")
-    return _train(dataclasses.replace(from_json((run / "config.json").read_text()), out=run), resume=True)
+    return _train(dataclasses.replace(from_json((run / "config.json").read_text()), out=run), resume=True, last=True)
 
 
 def _make_room(out: Path, overwrite: bool) -> None:

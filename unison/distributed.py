@@ -65,6 +65,12 @@ def start(config: DistributedConfig, trackers: Sequence[str], folder: Path) -> A
     )
 
 
+def leave() -> None:
+    """Parts from the other processes, at the end of the last run of a program."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Processes:
     """What processes share out and agree on. All of them must call each method, in the same order, but `share`."""
 
@@ -243,7 +249,7 @@ class Shards:
             part.unshard()
         if reference and self.mesh:
             self.kept = self.policy._frozen_copy
-            self.policy._frozen_copy = {name: _full(copy) for name, copy in self.kept.items()}
+            self.policy._frozen_copy = {name: whole_tensor(copy) for name, copy in self.kept.items()}
         try:
             yield
         finally:
@@ -280,7 +286,7 @@ class Shards:
 
     def clip(self, largest: float) -> float:
         parameters = list(self.trained.values())
-        total = _full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        total = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, total)
         return float(total)
 
@@ -318,7 +324,7 @@ class Shards:
             return self.policy
         gathered: dict[int, nn.Parameter] = {}
         for parameter in self.policy.parameters():  # one at a time, for only the first process has to hold them all
-            full = _full(parameter.detach())
+            full = whole_tensor(parameter.detach())
             if self.processes.is_main:
                 gathered[id(parameter)] = nn.Parameter(full.cpu(), parameter.requires_grad)
         if not self.processes.is_main:
@@ -336,7 +342,7 @@ def trained_of(policy: Policy) -> dict[str, nn.Parameter]:
 
 def norm(tensors: Sequence[Tensor]) -> float:
     """The norm of all tensors together, whole or in shards."""
-    return float(_full(torch.nn.utils.get_total_norm(tensors)))
+    return float(whole_tensor(torch.nn.utils.get_total_norm(tensors)))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -358,10 +364,10 @@ def _copy_first(policy: Policy, processes: Processes) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost members of lists of layers that have parameters."""
+    """The outermost members of lists of layers, as far as they have parameters and parts."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from (layer for layer in child if any(True for _ in layer.parameters()))
+            yield from (layer for layer in child if any(True for _ in layer.children()) and any(True for _ in layer.parameters()))
         else:
             yield from _blocks(child)
 
@@ -372,5 +378,6 @@ def _skeleton(policy: Policy) -> Policy:
     return copy.deepcopy(policy, memo)
 
 
-def _full(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The tensor, gathered if it is in shards; then all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -407,7 +407,8 @@ class Trainer:
             write_report(self.run)
         self._export("final")  # last: it is what says that a run is finished
         self.accelerator.wait_for_everyone()  # the next stage of a chain starts from what was exported
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would part the processes before that stage as well
+            tracker.finish()
         return self.run
 
     def _start(self) -> None:
