@@ -42,7 +42,7 @@ class Job:
 def configuration(job: Job) -> RunConfig:
     """Drawing and answering in every step, with a divergence from the reference and rates of two parts."""
     config = corl.tiny_unified()
-    image = Sampling(guidance=2.0, rounds=3, steps=3)
+    image = Sampling(guidance=2.0, rounds=3, steps=3, noisy_steps=(0,))
     config = replace(
         config,
         policy=PolicyConfig(job.checkpoint),
@@ -81,6 +81,7 @@ def liked(trajectories: Sequence[Trajectory], policy: object) -> list[float | No
 
 def run(job: Job) -> Trainer:
     """Does a job; every step's gradient, as it is before clipping, is kept in the run's folder."""
+    torch.manual_seed(int(os.environ.get("RANK", "0")))  # new weights differ, unless they are the first process's
     trainer = Trainer(configuration(job), job.resume)
     trainer.rewards["world"] = liked
     _keep_gradients(trainer)

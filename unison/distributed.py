@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -236,6 +237,8 @@ class Shards:
         self.trained = trained_of(policy)
 
     def _shard(self, mesh: DeviceMesh) -> None:
+        # of hooks that a change in place would lose, and there is nothing for them to do
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         for module in [*_blocks(self.policy), self.policy]:
             self.parts.append(cast(FSDPModule, fully_shard(module, mesh=mesh, reshard_after_forward=False)))
         self.parts[-1].set_requires_gradient_sync(False)
@@ -367,7 +370,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost members of lists of layers, as far as they have parameters and parts."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from (layer for layer in child if any(True for _ in layer.children()) and any(True for _ in layer.parameters()))
+            yield from (
+                layer
+                for layer in child
+                if any(True for _ in layer.children()) and any(True for _ in layer.parameters())
+            )
         else:
             yield from _blocks(child)
 
