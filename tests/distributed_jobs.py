@@ -1,4 +1,4 @@
-"""Runs of tiny networks for tests of several processes: `python -m torch.distributed.run ... distributed_jobs.py <jobs>`.
+"""Runs of tiny networks for tests of several processes, `python -m torch.distributed.run distributed_jobs.py <jobs>`.
 
 Each job is a training run; a launch does several, since starting Python is what takes time. Not a test by itself.
 """
@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from unison.config import PolicyConfig, RunConfig
 from unison.distributed import leave, whole_tensor
@@ -89,11 +91,20 @@ def run(job: Job) -> Trainer:
         _stop_after(trainer, job.stop)
     if job.fault and trainer.processes.index == trainer.processes.count - 1:
         _fail_at_2(trainer, job.fault)
-    try:
+    with suppress(KeyboardInterrupt):
         trainer.train()
-    except KeyboardInterrupt:
-        pass
+    if trainer.processes.is_main:
+        (trainer.run / "held.json").write_text(json.dumps(held(trainer)))
     return trainer
+
+
+def held(trainer: Trainer) -> float:
+    """What share of the trained weights, of their two moments and of the reference lies on this process."""
+    trained, reference = trainer.weights.trained.values(), trainer.policy._frozen_copy.values()
+    moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    tensors = [*trained, *moments, *reference]
+    own = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+    return sum(x.numel() for x in own) / sum(x.numel() for x in tensors)
 
 
 def _keep_gradients(trainer: Trainer) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,14 +21,14 @@ from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from distributed_jobs import Job, run, write
 from safetensors.torch import load_file
+from test_train_latents import make
 
 from unison.config import DistributedConfig
 from unison.distributed import FOREIGN, Processes, place, start
-from unison.policies.base import Policy
 from unison.recipes import corl
 
 STRATEGIES = ("ddp", "fsdp2")
-FAMILIES = ("janus", "showo", "metaquery")
+FAMILIES = {"janus": "policy", "showo": "showo", "metaquery": "metaquery"}  # and their fixtures
 CLOSE = 1e-5
 PATIENCE = 240  # seconds within which a failed run must have ended, on a machine with little time for it
 TESTS = Path(__file__).parent
@@ -36,15 +36,18 @@ LAUNCH = TESTS.parent / "launch"
 
 
 @pytest.fixture(scope="module")
-def checkpoints(
-    policy: Policy, showo: Policy, metaquery: Policy, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """Checkpoint folders of all families at toy size."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name, own in zip(FAMILIES, (policy, showo, metaquery), strict=True):
-        (folder / name).mkdir()
-        own.save(folder / name)
-    return {name: str(folder / name) for name in FAMILIES}
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Saves the tiny policy of a family, once; returns its folder."""
+
+    def save(family: str) -> str:
+        folder = root / family
+        if not folder.exists():
+            folder.mkdir()
+            request.getfixturevalue(FAMILIES[family]).save(folder)
+        return str(folder)
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return save
 
 
 def together(jobs: Sequence[Job], folder: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
@@ -94,28 +97,30 @@ def assert_same_export(one: str, other: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_take_the_steps_of_one(checkpoints: dict[str, str], tmp_path: Path, family: str) -> None:
-    one = Job(checkpoints[family], str(tmp_path / "one"))
+def test_two_processes_take_the_steps_of_one(saved: Callable[[str], str], tmp_path: Path, family: str) -> None:
+    one = Job(saved(family), str(tmp_path / "one"))
     run(one)
-    two = [Job(checkpoints[family], str(tmp_path / s), s) for s in STRATEGIES]
+    two = [Job(saved(family), str(tmp_path / s), s) for s in STRATEGIES]
     done = together(two, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for job in two:
         assert_same_curve(one.out, job.out)
         assert_same_export(one.out, job.out)
     assert done.stdout.count("report:") == len(two), "one process speaks for all"
+    shares = [json.loads((tmp_path / s / "held.json").read_text()) for s in STRATEGIES]
+    assert shares == pytest.approx([1, 0.5], abs=0.03)
 
 
 @pytest.mark.slow
-def test_adapters_beside_frozen_weights_take_the_same_steps(checkpoints: dict[str, str], tmp_path: Path) -> None:
+def test_adapters_beside_frozen_weights_take_the_same_steps(saved: Callable[[str], str], tmp_path: Path) -> None:
     adapters = {
         "policy__lora_rank": 2,
         "policy__lora_targets": r".*layers\.\d+\.self_attn\.(q_proj|v_proj)",
         "optim__part_learning_rates": {"lora_B": 1e-4},
     }
-    one = Job(checkpoints["showo"], str(tmp_path / "one"), changes=adapters)
+    one = Job(saved("showo"), str(tmp_path / "one"), changes=adapters)
     run(one)
-    two = [Job(checkpoints["showo"], str(tmp_path / s), s, adapters) for s in STRATEGIES]
+    two = [Job(saved("showo"), str(tmp_path / s), s, adapters) for s in STRATEGIES]
     done = together(two, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all("lora" in name for name in gradient(one.out, 1))
@@ -131,9 +136,9 @@ MOVING = {"objective__reference_decay": 0.5, "optim__learning_rate": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoints: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
+def whole(saved: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run of one process from start to end."""
-    job = Job(checkpoints["showo"], str(tmp_path_factory.mktemp("whole") / "run"), changes=MOVING)
+    job = Job(saved("showo"), str(tmp_path_factory.mktemp("whole") / "run"), changes=MOVING)
     run(job)
     return job
 
@@ -210,10 +215,10 @@ def test_settings_that_cannot_work_are_named(name: str, value: Any) -> None:
         replace(corl.tiny_unified(), distributed=replace(DistributedConfig(), **{name: value}))
 
 
-def test_a_checkpoint_of_another_strategy_is_named_as_such(policy: Policy, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_strategy_is_named_as_such(tmp_path: Path) -> None:
     processes = Processes(start(DistributedConfig(), (), tmp_path))
     with pytest.raises(ValueError, match=r"distributed\.strategy"):
-        place(policy, "fsdp2", processes).load(tmp_path)
+        place(make(), "fsdp2", processes).load(tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("*.yaml")), ids=lambda file: file.stem)
