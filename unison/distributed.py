@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -84,6 +84,10 @@ class Processes:
         """This process's part of what a step takes."""
         return things[self.index :: self.count]
 
+    def every(self, own: T) -> list[T]:
+        """What each process has, in their order."""
+        return gather_object([own]) if self.count > 1 else [own]
+
     def sum(self, *own: float) -> list[float]:
         """The sum of each number over all processes."""
         numbers = torch.tensor(own, device=self.accelerator.device, dtype=torch.float64)
@@ -95,29 +99,16 @@ class Processes:
 
     def most(self, own: int) -> int:
         """The largest number of any process."""
-        return max(gather_object([own])) if self.count > 1 else own
+        return max(self.every(own))
 
     def sums(self, own: Metrics) -> Metrics:
         """The sum of each figure over all processes, of which some may have none."""
-        if self.count == 1:
-            return own
-        every: list[Metrics] = gather_object([own])
+        every = self.every(own)
         return {name: sum(part.get(name, 0.0) for part in every) for name in dict.fromkeys(n for p in every for n in p)}
-
-    def firsts(self, own: T) -> T:
-        """What the first process has."""
-        box = [own]
-        if self.count > 1:
-            broadcast_object_list(box)
-        return box[0]
 
     def failures(self, own: Exception | None) -> dict[int, str]:
         """What went wrong, by the number of the process in which it did."""
-        told: list[str | None] = (
-            gather_object([None if own is None else str(own)])
-            if self.count > 1
-            else [None if own is None else str(own)]
-        )
+        told = self.every(None if own is None else str(own))
         return {number: text for number, text in enumerate(told) if text is not None}
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,6 +140,12 @@ def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, dict[st
 def is_met(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> bool:
     """Whether any item meets the condition."""
     return any(condition for rows in pairs.values() for condition, _ in rows)
+
+
+def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of items that were dealt out in turn."""
+    rounds = zip_longest(*(part.records for part in parts))
+    return Evaluation(parts[0].step, [record for each in rounds for record in each if record is not None])
 
 
 def evaluate(

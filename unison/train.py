@@ -20,7 +20,7 @@ from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfi
 from unison.data import open_items, step_items
 from unison.distributed import Processes
 from unison.environment import describe
-from unison.evaluate import Evaluation, Pictures, evaluate
+from unison.evaluate import Evaluation, Pictures, evaluate, joined
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, totals
@@ -364,13 +364,13 @@ class Trainer:
     def evaluate(self, count: int) -> Evaluation:
         """Evaluates on the first `count` held-out items; exports the policy where it is the best so far."""
         config = self.config
-        with self.clock("evaluation"):
-            items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
+        with self.clock("evaluation"), self.weights.whole():
+            items = self.processes.share([self.held_out[i] for i in range(min(count, len(self.held_out)))])
+            shown = len(self.processes.share(range(config.evaluation.gallery)))
             pictures = Pictures(self.run, f"eval/{self.step:06d}")
-            settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
-            with self.weights.whole():
-                result = evaluate(self.policy, items, *settings, self.retention.probe)
-        result = self.processes.firsts(result)  # what one process does about it, all do
+            settings = (config.scenario, replace(config.evaluation, gallery=shown), self.step, pictures, self.measures)
+            own = evaluate(self.policy, items, *settings, self.processes.share(self.retention.probe))
+        result = joined(self.processes.every(own))
         self._guard(result)
         if self.processes.is_main:
             result.save(self.run / "eval")
