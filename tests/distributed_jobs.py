@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -39,6 +40,8 @@ class Job:
     """Stop after this step, which is saved, as if the process had been interrupted."""
     fault: str = ""
     """What goes wrong on the last process at step 2: "reward", "rollout" or "killed"."""
+    abstains: bool = False
+    """Whether the reward cannot judge about half of the items, so that processes have unequal work."""
 
 
 def configuration(job: Job) -> RunConfig:
@@ -81,11 +84,17 @@ def liked(trajectories: Sequence[Trajectory], policy: object) -> list[float | No
     return [float(a.ids.float().mean() if isinstance(a, Tokens) else a.path[-1].mean()) for a in actions]
 
 
+def at_times(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """The same, where it can judge."""
+    judged = [zlib.crc32(t.item.id.encode()) % 2 == 0 for t in trajectories]
+    return [value if able else None for value, able in zip(liked(trajectories, policy), judged, strict=True)]
+
+
 def run(job: Job) -> Trainer:
     """Does a job; every step's gradient, as it is before clipping, is kept in the run's folder."""
     torch.manual_seed(int(os.environ.get("RANK", "0")))  # new weights differ, unless they are the first process's
     trainer = Trainer(configuration(job), job.resume)
-    trainer.rewards["world"] = liked
+    trainer.rewards["world"] = at_times if job.abstains else liked
     _keep_gradients(trainer)
     if job.stop:
         _stop_after(trainer, job.stop)

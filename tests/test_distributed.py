@@ -129,6 +129,21 @@ def test_adapters_beside_frozen_weights_take_the_same_steps(saved: Callable[[str
         assert_same_export(one.out, job.out)
 
 
+@pytest.mark.slow
+def test_processes_with_unequal_work_wait_for_one_another(saved: Callable[[str], str], tmp_path: Path) -> None:
+    uneven = {"optim__updates_per_rollout": 2, "optim__micro_batch_items": 1}
+    one = Job(saved("showo"), str(tmp_path / "one"), changes=uneven, abstains=True)
+    run(one)
+    assert {row["reward/abstained"] for row in metrics(one.out)} != {0.0}
+    two = [replace(one, out=str(tmp_path / s), strategy=s) for s in STRATEGIES]
+    done = together(two, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for job in two:
+        for a, b in zip(metrics(one.out), metrics(job.out), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], abs=CLOSE)
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=CLOSE, abs=CLOSE)
+
+
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 MOVING = {"objective__reference_decay": 0.5, "optim__learning_rate": 1e-4}

@@ -28,7 +28,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
-from torch.distributed import checkpoint as sharded_files
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
@@ -222,7 +223,9 @@ class Shards:
         self.parts: list[FSDPModule] = []
         self.kept: dict[str, Tensor] | None = None  # the reference's shards while it is whole
         self.moving = False
-        if processes.count > 1:
+        if processes.count == 1:
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # and so it shall be
+        else:
             self.mesh = init_device_mesh(self.accelerator.device.type, (processes.count,))
             self._shard(self.mesh)
         self.trained = trained_of(policy)
@@ -264,13 +267,15 @@ class Shards:
             return
         own = trained_of(self.policy)
         used = {id(p) for p in _with_gradients(list(own.values()), self.processes)}
-        gradients = {name: _gradient(p) if id(p) in used else None for name, p in own.items()}
+        gradients = {name: p.grad for name, p in own.items() if id(p) in used}
         for parameter in own.values():
             parameter.grad = None
         self.rest()
-        for name, parameter in self.trained.items():
-            gradient = gradients.pop(name)
-            parameter.grad = None if gradient is None else self._scattered(gradient)
+        for name in list(gradients):
+            gradient, parameter = gradients.pop(name), self.trained[name]
+            if gradient is None:
+                gradient = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            parameter.grad = self._scattered(gradient)
 
     def _scattered(self, own: Tensor) -> Tensor:
         """This process's part of the sum of whole tensors over processes."""
@@ -294,7 +299,7 @@ class Shards:
     def save(self, folder: Path) -> None:
         self.rest()
         self.accelerator.save_state(str(folder))  # schedule, random states, what else is registered
-        sharded_files.save(self._state(), checkpoint_id=folder / SHARDS, no_dist=not self.mesh)
+        save_shards(self._state(), checkpoint_id=folder / SHARDS, no_dist=not self.mesh)
 
     def load(self, folder: Path) -> None:
         """
@@ -304,7 +309,7 @@ class Shards:
         if not (folder / SHARDS).is_dir():
             raise ValueError(f"{folder} holds no {SHARDS}: resume it with the distributed.strategy it was saved under")
         self.accelerator.load_state(str(folder))
-        sharded_files.load(self._state(), checkpoint_id=folder / SHARDS, no_dist=not self.mesh)
+        load_shards(self._state(), checkpoint_id=folder / SHARDS, no_dist=not self.mesh)
 
     def _state(self) -> dict[str, Any]:
         """What is spread over processes; weights that are not trained are those of the run's own checkpoint."""

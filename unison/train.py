@@ -252,14 +252,13 @@ class Trainer:
     @torch.no_grad()
     def _compared(self, groups: Sequence[Sequence[Sample]]) -> dict[Modality, list[Compared]]:
         """What the reference says of every micro-batch, before there are gradients to hold beside it."""
-        objectives = {modality: self._objective(modality) for modality in MODALITIES}
-        if not any(o.needs_distance or o.from_reference for o in objectives.values()):
-            return {m: [Compared() for _ in self._micro_batches(groups, m)] for m in MODALITIES}
-        with self.weights.whole(reference=True), self.policy.reference():
-            return {
-                modality: [self._compare(chunk, objective) for chunk in self._micro_batches(groups, modality)]
-                for modality, objective in objectives.items()
-            }
+        objectives = [self._objective(modality) for modality in MODALITIES]
+        asked = any(o.needs_distance or o.from_reference for o in objectives)
+        said = dict[Modality, list[Compared]]()
+        with self.weights.whole(reference=asked), self.policy.reference() if asked else nullcontext():
+            for modality, objective in zip(MODALITIES, objectives, strict=True):
+                said[modality] = [self._compare(chunk, objective) for chunk in self._micro_batches(groups, modality)]
+        return said
 
     def _compare(self, samples: Sequence[Sample], objective: ObjectiveConfig) -> Compared:
         contexts, actions = [s.turn.context for s in samples], [s.scored.action for s in samples]
