@@ -140,9 +140,10 @@ def test_the_harness_runs_its_own_tasks_on_local_data(checkpoint: Path, tmp_path
     words = ["--model", "unison", "--model_args", f"pretrained={checkpoint},max_tokens=8", "--batch_size", "4"]
     words += ["--tasks", "local_pope,local_hellaswag", "--include_path", str(folder)]
     words += ["--output_path", str(out), "--log_samples"]
+    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HARNESS)}
     done = subprocess.run(
         [sys.executable, "-m", "unison.harness", *words],
-        capture_output=True, text=True, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HARNESS)}, check=False, timeout=900,
+        capture_output=True, text=True, cwd=REPO, env=os.environ | more, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     (path,) = out.rglob("*results.json")
