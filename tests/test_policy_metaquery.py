@@ -590,7 +590,7 @@ def test_a_drawing_of_another_family_is_refused(metaquery: MetaQuery) -> None:
 # -- adapters on one expert, the other trained in full ------------------------------------------------------------
 
 
-def test_weights_beside_adapters_are_trained_and_part_of_the_reference(make_metaquery: Callable[..., MetaQuery]) -> None:
+def test_weights_beside_adapters_are_trained_and_kept_as_reference(make_metaquery: Callable[..., MetaQuery]) -> None:
     beside = ("^bridge", "^transformer")
     policy = make_metaquery(lora_rank=4, lora_beside=beside, frozen=("source_",))
     trained = [name for name, p in policy.network.named_parameters() if p.requires_grad]
