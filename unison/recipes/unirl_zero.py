@@ -60,7 +60,7 @@ def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[s
         advantage=AdvantageConfig(clamp=5.0),
         objective=ObjectiveConfig(image_clip=1e-4),
         optim=OptimConfig(
-            steps=40, items_per_step=12, micro_batch_items=6, learning_rate=2e-4, warmup_steps=3, betas=(0.9, 0.99)
+            steps=60, items_per_step=12, micro_batch_items=6, learning_rate=1e-4, warmup_steps=3, betas=(0.9, 0.99)
         ),
         evaluation=EvalConfig(items=600, every=20, during_items=120, noiseless=True),
         out=Path(f"runs/unirl-zero-{name}"),
