@@ -45,7 +45,8 @@ are never trained."""
 def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[str, float]) -> RunConfig:
     """`kind` is a key of TRAINED. Siblings start from one noise and differ by what the first 4 of 10 denoising steps
     inject, where a picture this small is decided; those alone are trained, so a drawing's advantage is theirs. Without
-    guidance, which halves the time and leaves more to learn, and without a reference."""
+    guidance, which halves the time and leaves more to learn, and without a reference. Scenarios of several turns take
+    half as many steps, for time."""
     run = RunConfig(
         recipe=f"unirl-zero/{name}",
         policy=PolicyConfig("assets/tiny-metaquery", frozen=TRAINED[kind]),
@@ -60,7 +61,12 @@ def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[s
         advantage=AdvantageConfig(clamp=5.0),
         objective=ObjectiveConfig(image_clip=1e-4),
         optim=OptimConfig(
-            steps=60, items_per_step=12, micro_batch_items=6, learning_rate=1e-4, warmup_steps=3, betas=(0.9, 0.99)
+            steps=30 if kind in ("edit", "think", "reflect") else 60,
+            items_per_step=12,
+            micro_batch_items=6,
+            learning_rate=1e-4,
+            warmup_steps=3,
+            betas=(0.9, 0.99),
         ),
         evaluation=EvalConfig(items=600, every=20, during_items=120, noiseless=True),
         out=Path(f"runs/unirl-zero-{name}"),
