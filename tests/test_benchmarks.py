@@ -90,6 +90,12 @@ def test_steps_score_alike_together_and_one_by_one() -> None:
     assert torch.allclose(windowed[:, denoising.WINDOW[0]], logp[:, denoising.WINDOW[0]], atol=1e-4)
 
 
+def test_siblings_score_alike_under_one_context_and_under_equal_ones() -> None:
+    sides = denoising.group_sides(2)
+    for one, other in zip(sides["shared"](), sides["each"](), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_sides_take_turns() -> None:
     calls: list[str] = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)

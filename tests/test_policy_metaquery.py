@@ -585,3 +585,27 @@ def test_a_drawing_of_another_family_is_refused(metaquery: MetaQuery) -> None:
         metaquery.write([Context((tokens, SHORT))], TEXT, [0])
     with pytest.raises(ValueError, match="draws in latents"):
         metaquery([Context((SHORT,))], [tokens])
+
+
+# -- adapters on one expert, the other trained in full ------------------------------------------------------------
+
+
+def test_weights_beside_adapters_are_trained_and_kept_as_reference(make_metaquery: Callable[..., MetaQuery]) -> None:
+    beside = ("^bridge", "^transformer")
+    policy = make_metaquery(lora_rank=4, lora_beside=beside, frozen=("source_",))
+    trained = [name for name, p in policy.network.named_parameters() if p.requires_grad]
+    assert all(".lora_" in name or name.startswith(("bridge", "transformer")) for name in trained)
+    assert any(".lora_" in name for name in trained)
+    assert any(name.startswith("transformer") for name in trained)
+    assert not any("source_" in name for name in trained)
+    contexts = groups(policy)
+    sampling = SAMPLINGS["guided drawing"][1]
+    actions = act(policy, "image", contexts, sampling)
+    policy.keep_reference()
+    with torch.no_grad():
+        before = policy(contexts, actions)
+        perturb(policy)
+        assert not all(torch.allclose(a, b) for a, b in zip(policy(contexts, actions), before, strict=True))
+        with policy.reference():
+            for now, then in zip(policy(contexts, actions), before, strict=True):
+                torch.testing.assert_close(now, then)

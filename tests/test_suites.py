@@ -177,12 +177,13 @@ def commands(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     options = {
         "geneval": ["--prompts", prompts, "--images", 2, "--detector", detector, "--colors", "pixels"],
         "understanding": ["--data", table, "--max-tokens", 12, "--temperature", 1],
+        "world": ["--items", COUNT, "--max-tokens", 12, "--own-drawings"],
     }
-    common = {"geneval": ["--keep-pictures"], "understanding": []}
+    common = {"geneval": ["--keep-pictures"]}
 
     def command(suite: str, out: Path) -> list[str]:
         words = ["-m", "unison", "eval", checkpoint, "--suite", suite, *options[suite], "--batch-size", 1]
-        return [str(word) for word in (*words, *common[suite], "--out", out)]
+        return [str(word) for word in (*words, *common.get(suite, []), "--out", out)]
 
     return {suite: partial(command, suite) for suite in options}
 
@@ -195,7 +196,7 @@ def execute(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module", params=["geneval", "understanding"])
+@pytest.fixture(scope="module", params=["geneval", "understanding", "world"])
 def whole(
     request: pytest.FixtureRequest, commands: dict[str, Command], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Command, Path]:

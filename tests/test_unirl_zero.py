@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from unison import chain, recipes
-from unison.config import Chain, EvalConfig, RunConfig, Stage, WindowConfig
+from unison.config import Chain, EvalConfig, RunConfig, Stage
 from unison.plan import estimate_memory, sizes_of
 from unison.policies.metaquery import MetaQuery
 from unison.recipes.unirl_zero import JOINT
@@ -175,8 +175,7 @@ def small(run: RunConfig, folder: Path) -> RunConfig:
         run.scenario,
         group_size=min(run.scenario.group_size, 2),
         text=Sampling(max_tokens=6),
-        image=replace(run.scenario.image, steps=2),
-        window=WindowConfig(),
+        image=replace(run.scenario.image, steps=2, noisy_steps=()),
     )
     return replace(
         run,

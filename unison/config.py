@@ -33,6 +33,8 @@ class PolicyConfig:
     """LoRA scale numerator (scale = alpha / rank)."""
     lora_targets: str = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
     """Regular expression of module names that get adapters."""
+    lora_beside: tuple[str, ...] = ()
+    """Regular expressions of parameter names that are trained in full beside adapters, unless they are frozen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

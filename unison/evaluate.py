@@ -173,36 +173,58 @@ def evaluate(
     Raises:
         RuntimeError: a reward failed.
     """
-    single = dataclasses.replace(scenario, group_size=1, answerer="policy")  # whoever judges in training
-    if config.noiseless:
-        single = dataclasses.replace(single, image=dataclasses.replace(single.image, sde="ode"))
-    seeds, how = Seeds(EVAL_SEED, 0), SCENARIOS[SCENARIOS[scenario.name].held_out]
     records = []
     with Progress(transient=True) as progress:
         task = progress.add_task(f"evaluation at step {step}", total=len(items))
         for start in range(0, len(items), config.batch_size):
             batch = [items[i] for i in range(start, min(start + config.batch_size, len(items)))]
-            drawn = _draw(batch, policy, how, single, seeds, config.own_drawings)
-            if rewards and drawn:
-                score(list(drawn.values()), rewards, {}, policy)
-            asked = _roll(SCENARIOS["understanding"], _asked(batch, config.own_drawings), policy, single, seeds)
-            for number, item in enumerate(batch, start):
-                result, about_own = drawn.get(item.id), _is_asked(item) and config.own_drawings
-                image = result.images[how.judged] if result else None
-                record = _record(item, result, image, asked.get(item.id), about_own)
-                if pictures and number < config.gallery:
-                    _keep_pictures(record, item, image, pictures)
-                records.append(record)
+            kept = config.gallery - start if pictures else 0
+            records += evaluate_batch(policy, batch, scenario, config, pictures, kept, rewards)
             progress.advance(task, len(batch))
     for start in range(0, len(probe), config.batch_size):
-        records += _probe(probe[start : start + config.batch_size], policy, single, seeds)
+        records += _probe(probe[start : start + config.batch_size], policy, _single(scenario, config))
     return Evaluation(step, records)
 
 
-def _probe(items: Sequence[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds) -> list[Record]:
+def evaluate_batch(
+    policy: Policy,
+    items: Sequence[Item],
+    scenario: ScenarioConfig,
+    config: EvalConfig,
+    pictures: Pictures | None,
+    kept: int,
+    rewards: Mapping[str, RewardFn] | None = None,
+) -> list[Record]:
+    """The records of items that are drawn and asked about at once, as `evaluate` does; the first `kept` keep their
+    pictures."""
+    single, how = _single(scenario, config), SCENARIOS[SCENARIOS[scenario.name].held_out]
+    drawn = _draw(items, policy, how, single, config.own_drawings)
+    if rewards and drawn:
+        score(list(drawn.values()), rewards, {}, policy)
+    asked = _roll(SCENARIOS["understanding"], _asked(items, config.own_drawings), policy, single)
+    records = []
+    for number, item in enumerate(items):
+        result, about_own = drawn.get(item.id), _is_asked(item) and config.own_drawings
+        image = result.images[how.judged] if result else None
+        record = _record(item, result, image, asked.get(item.id), about_own)
+        if pictures and number < kept:
+            _keep_pictures(record, item, image, pictures)
+        records.append(record)
+    return records
+
+
+def _single(scenario: ScenarioConfig, config: EvalConfig) -> ScenarioConfig:
+    """One sample an item, answered by the policy itself, whoever judges in training."""
+    single = dataclasses.replace(scenario, group_size=1, answerer="policy")
+    if not config.noiseless:
+        return single
+    return dataclasses.replace(single, image=dataclasses.replace(single.image, sde="ode"))
+
+
+def _probe(items: Sequence[Item], policy: Policy, config: ScenarioConfig) -> list[Record]:
     """Records of questions whose answers count for `probe` alone."""
     asked = [dataclasses.replace(item, id=f"probe-{item.id}", prompt=None) for item in items if _is_asked(item)]
-    told = _roll(SCENARIOS["understanding"], asked, policy, config, seeds)
+    told = _roll(SCENARIOS["understanding"], asked, policy, config)
     records = [_record(item, None, None, told[item.id], about_own=False) for item in asked]
     return [r | {"probe_correct": r["answer_correct"], "answer_correct": None, "format_ok": None} for r in records]
 
@@ -218,7 +240,7 @@ def _is_asked(item: Item) -> bool:
 
 
 def _draw(
-    items: Sequence[Item], policy: Policy, how: Scenario, config: ScenarioConfig, seeds: Seeds, ask: bool
+    items: Sequence[Item], policy: Policy, how: Scenario, config: ScenarioConfig, ask: bool
 ) -> dict[str, Trajectory]:
     """A drawing of every item that has a prompt, by the scenario; with `ask`, where the item has a question, a plain
     drawing and the answer about it."""
@@ -226,16 +248,14 @@ def _draw(
     asked = [item for item in drawable if ask and _is_asked(item)]
     known = {item.id for item in asked}
     rest = [item for item in drawable if item.id not in known and all(getattr(item, name) for name in how.fields)]
-    own = _roll(SCENARIOS["self_improve"], asked, policy, config, seeds)
-    return own | _roll(how, rest, policy, config, seeds)
+    own = _roll(SCENARIOS["self_improve"], asked, policy, config)
+    return own | _roll(how, rest, policy, config)
 
 
-def _roll(
-    scenario: Scenario, items: list[Item], policy: Policy, config: ScenarioConfig, seeds: Seeds
-) -> dict[str, Trajectory]:
+def _roll(scenario: Scenario, items: list[Item], policy: Policy, config: ScenarioConfig) -> dict[str, Trajectory]:
     if not items:
         return {}
-    return {t.item.id: t for t in roll_out(policy, scenario, items, config, seeds, chunk=len(items))}
+    return {t.item.id: t for t in roll_out(policy, scenario, items, config, Seeds(EVAL_SEED, 0), chunk=len(items))}
 
 
 def _record(

@@ -1,7 +1,7 @@
 """The tasks of lmms-eval on our checkpoints: MMMU, MMStar, POPE, MathVista and what else its list holds, unchanged.
 
-    pip install lmms-eval==0.7.3 "filelock<4"
-    python -m unison.harness --model unison --model_args pretrained=<checkpoint> --tasks mmmu_val,pope --batch_size 8
+    make harness
+    PYTHONPATH=.venv/harness python -m unison.harness --model unison --model_args pretrained=<checkpoint> --tasks pope
 
 All options are lmms-eval's own. What it asks becomes contexts of a policy here: pictures first, then the text, as one
 user turn. Left out: several rounds, video and audio. lmms-eval's model class is in `harness_model.py`.
@@ -31,7 +31,7 @@ from unison.types import Context, Item, Sampling
 NAME = "unison"
 MODEL = "unison.harness_model.Model"
 PACKAGE = "lmms_eval"
-INSTALL = 'pip install lmms-eval==0.7.3 "filelock<4"'
+INSTALL = "make harness, then PYTHONPATH=.venv/harness (docs/evaluation.md)"
 DELIMITER = "\n\n"  # between the examples of base models; replies of chat models hold empty lines
 logger = logging.getLogger(__name__)
 

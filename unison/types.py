@@ -52,6 +52,8 @@ class Sampling:
     """Noise that the sampler injects in each noisy step; 0.7 goes with "flow_grpo", 0.3 with "dance_grpo"."""
     noisy_steps: tuple[int, ...] = ()
     """Steps, from 0, that inject noise and are trained, while the others are deterministic; empty takes all."""
+    shared_start: bool = False
+    """Siblings denoise from one starting noise, so that they differ by what the noisy steps inject (DanceGRPO)."""
     source_guidance: float = 1.0
     """Scale s of the source's guidance in edits, u + s (i - u) + w (c - i), where i sees the source alone."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -42,7 +42,10 @@ class Policy(nn.Module):
         self._adapted: list[Any] = []  # the peft wrapper, in a list so that its weights are not registered twice
         select_trained(network, config.frozen)
         if config.lora_rank:
+            trained = [p for n, p in network.named_parameters() if p.requires_grad and matches(config.lora_beside, n)]
             self._adapted.append(add_adapters(network, config))
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         """Samples a text action for every context; each row's randomness comes from its seed alone."""
@@ -124,28 +127,28 @@ class Policy(nn.Module):
 
     def keep_reference(self, moving: bool = False) -> None:
         """Remembers the present weights as the reference; adapters need no copy unless it is to move."""
-        if moving or not self._adapted:
-            self._frozen_copy = {n: p.detach().clone() for n, p in self.network.named_parameters() if p.requires_grad}
+        trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        self._frozen_copy = {n: p.detach().clone() for n, p in trained if moving or not is_adapter(n)}
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it the policy is the frozen reference: adapters off, or the remembered weights in place.
+        """Inside it the policy is the frozen reference: remembered weights in place, adapters off if they are none.
 
         Raises:
             RuntimeError: no reference was kept.
         """
-        if self._frozen_copy:
-            return self._swapped()
-        if not self._adapted:
+        if not self._frozen_copy and not self._adapted:
             raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
-        return self._adapted[0].disable_adapter()
+        return self._as_reference()
 
     @contextmanager
-    def _swapped(self) -> Iterator[None]:
-        self._swap()
-        try:
-            yield
-        finally:
+    def _as_reference(self) -> Iterator[None]:
+        untouched = self._adapted and not any(map(is_adapter, self._frozen_copy))
+        with self._adapted[0].disable_adapter() if untouched else nullcontext():
             self._swap()
+            try:
+                yield
+            finally:
+                self._swap()
 
     def _swap(self) -> None:
         parameters = dict(self.network.named_parameters())
@@ -178,6 +181,16 @@ class MovingReference:
             copy.copy_(state[name])
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is a LoRA adapter's, by the name that `peft` gives it."""
+    return ".lora_" in name
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether any of the patterns is found in the name."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
     """Freezes the parameters whose names match any of the patterns.
 
@@ -190,13 +203,13 @@ def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
             roots = sorted({".".join(name.split(".")[:2]) for name in names})
             raise ValueError(f"policy.frozen pattern {pattern!r} matches no parameter; modules are {', '.join(roots)}")
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not any(re.search(pattern, name) for pattern in frozen))
+        parameter.requires_grad_(not matches(frozen, name))
     if not any(p.requires_grad for p in network.parameters()):
         raise ValueError(f"policy.frozen = {tuple(frozen)} freezes every parameter: leave something to train")
 
 
 def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
-    """Adds LoRA adapters in place (Hu et al. 2021); all other weights are frozen. Returns the `peft` wrapper.
+    """Adds LoRA adapters in place (Hu et al. 2021) and freezes all other weights. Returns the `peft` wrapper.
 
     Raises:
         ValueError: `lora_targets` matches no module.

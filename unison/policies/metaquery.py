@@ -13,8 +13,9 @@ Guidance of a drawing is u + w (c - u); that of an edit, with i seeing the sourc
 so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
 
 Supervised, a picture is one noisy state of itself: `encode` draws noise, a level sigmoid(N(0, 1)) in the time shift of
-the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss (`noising.py`). A drawing of the policy's own can
-be scored so too, at the levels of its schedule and with nothing hidden (`optim.scoring` "noised").
+the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss
+(`noising.py`). A drawing of the policy's own can be scored so too, at the levels of its schedule and with nothing
+hidden (`optim.scoring` "noised").
 
 Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing, guidance and its training.
 """
@@ -243,10 +244,11 @@ class MetaQuery(Policy):
         schedule = sde.sigmas(sampling.steps, sampling.shift)
         drawn: dict[int, Action] = {}
         for edit, rows in _by_edit(contexts, range(len(contexts))):
-            own = [seeds[row] for row in rows]
+            own, theirs = [seeds[row] for row in rows], [contexts[row] for row in rows]
             with self.autocast():
-                velocity = self._guided([contexts[row] for row in rows], sampling, edit)
-                x = sde.start(own, self.network.latent_shape, self.device)
+                velocity = self._guided(theirs, sampling, edit)
+                starts = _of_first(theirs, own) if sampling.shared_start else own
+                x = sde.start(starts, self.network.latent_shape, self.device)
                 drawn |= dict(zip(rows, sde.sample(velocity, x, schedule, sampling, own), strict=True))
         actions = [drawn[row] for row in range(len(contexts))]
         if not sampling.score_conditional:
@@ -472,6 +474,12 @@ def _hidden_from(sampling: Sampling) -> Hides:
     if sampling.guidance:
         return "nothing" if sampling.source_guidance else "source"
     return "text" if sampling.source_guidance else "everything"
+
+
+def _of_first(contexts: Sequence[Context], seeds: Sequence[int]) -> list[int]:
+    """The seed of the first row that has the same context, for every row."""
+    first: dict[int, int] = {}
+    return [first.setdefault(id(context), seed) for context, seed in zip(contexts, seeds, strict=True)]
 
 
 # -- small helps -----------------------------------------------------------------------------------------------------

@@ -94,12 +94,10 @@ def mix_grpo(run: RunConfig) -> RunConfig:
 
 
 def dance_grpo(run: RunConfig) -> RunConfig:
-    """DanceGRPO (arXiv 2505.07818): noise at a constant rate, 60% of the denoising steps trained at random, no KL.
-
-    Left out: one starting noise for all siblings.
-    """
+    """DanceGRPO (arXiv 2505.07818): siblings start from one noise, which is injected at a constant rate; 60% of the
+    denoising steps are trained, at random, without KL."""
     run = grpo(run)
-    image = replace(run.scenario.image, sde="dance_grpo", noise_level=0.3, noisy_steps=())
+    image = replace(run.scenario.image, sde="dance_grpo", noise_level=0.3, noisy_steps=(), shared_start=True)
     return replace(
         run,
         scenario=replace(run.scenario, image=image, window=WindowConfig()),

@@ -8,7 +8,7 @@ from typing import TypeVar
 from accelerate import PartialState
 from rich.progress import Progress
 
-from unison.suites.common import Record
+from unison.suites.common import Job, Record
 from unison.suites.ledger import Ledger
 
 Key = TypeVar("Key")
@@ -43,3 +43,12 @@ def finish(
         return None
     found = ledger.read()
     return [found[str(key)] for key in keys]
+
+
+def finish_rows(
+    rows: range, make: Callable[[Sequence[int]], Iterable[Record]], size: int, ledger: Ledger, job: Job, title: str
+) -> list[Record] | None:
+    """`finish` for the rows of a table, every n-th of which belongs to each of n processes."""
+    processes = job.processes
+    own = rows[processes.process_index :: processes.num_processes]
+    return finish(rows, own, make, size, ledger, processes, title)

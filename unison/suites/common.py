@@ -151,8 +151,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def slug(name: str) -> str:
-    """A checkpoint's name as that of a folder."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    """A checkpoint's name as that of a folder; `owner/name` as the hub's cache writes it, `owner--name`."""
+    return re.sub(r"[^\w.-]+", "-", name.replace("/", "--")).strip("-.")
 
 
 def cuts(columns: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None) -> Cuts:

@@ -27,7 +27,7 @@ from unison.rewards.pretrained import locate as locate_judge
 from unison.scenarios import cycle_edit
 from unison.scenarios.common import Seeds, then_draw
 from unison.scenarios.cycle_edit import edit_context
-from unison.suites.batches import finish
+from unison.suites.batches import finish_rows
 from unison.suites.common import Cuts, Job, Record, Result, cuts, digest
 from unison.suites.ledger import Ledger
 from unison.types import Item, RewardFn, Sampling, Trajectory
@@ -184,8 +184,7 @@ class _Run:
     def __call__(self) -> Result | None:
         job = self.job
         ledger = Ledger(job.file(NAME), self.protocol(), job)
-        own = self.rows[job.processes.process_index :: job.processes.num_processes]
-        records = finish(self.rows, own, self._make, self.options.batch_size, ledger, job.processes, "edits")
+        records = finish_rows(self.rows, self._make, self.options.batch_size, ledger, job, "edits")
         if records is None:
             return None
         return Result(NAME, ledger.protocol, self._figures(records), records, notes(records), fields=WORLD)

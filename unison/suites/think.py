@@ -1,4 +1,4 @@
-"""Riddles of the embedded world, drawn after a thought and without one: what thinking adds, in one process.
+"""Riddles of the embedded world, drawn after a thought and without one: what thinking adds.
 
 The thought ends in an answer, which says what is meant; drawings are judged by that meaning, exactly.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from unison.config import EvalConfig, ScenarioConfig, check_sampling
-from unison.data import WorldItems
-from unison.evaluate import EVAL_SEED, Pictures, by_task, evaluate
+from unison.data import Items, WorldItems
+from unison.evaluate import by_task
+from unison.suites.batches import finish_rows
 from unison.suites.common import Cuts, Job, Record, Result, cuts
-from unison.types import Item, Sampling
+from unison.suites.ledger import Ledger
+from unison.suites.world import SAMPLED, evaluate_rows
+from unison.types import Sampling
 
 NAME = "think"
 FIGURES = {
@@ -59,38 +61,48 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
             raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
     job.check()
     items = WorldItems("eval", "open_ended", "", 0, options.items, kind="riddles")
-    return partial(_run, options, job, [items[i] for i in range(options.items)])
+    return _Run(options, job, items)
 
 
 def _image(options: Options) -> Sampling:
     return Sampling(guidance=options.guidance, rounds=options.rounds, steps=options.steps)
 
 
-def _run(options: Options, job: Job, items: Sequence[Item]) -> Result | None:
-    if not job.processes.is_main_process:
-        return None
-    config = EvalConfig(items=len(items), batch_size=options.batch_size, noiseless=True)
-    folder = job.pictures(NAME)
-    pictures = Pictures(folder.parent, folder.name)
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, ready to be run or gone on with."""
 
-    def draw(scenario: str, kept: Pictures | None) -> list[Record]:
-        how = ScenarioConfig(scenario, text=Sampling(max_tokens=options.max_tokens), image=_image(options))
-        return evaluate(job.policy, items, how, config, pictures=kept).records
+    options: Options
+    job: Job
+    items: Items
 
-    thought, plain = draw("think_then_draw", pictures), draw("t2i", None)
-    records = [
-        one | {"unthought_correct": (bare := other["drawing_correct"]), "gain": one["drawing_correct"] - bare}
-        for one, other in zip(thought, plain, strict=True)
-    ]
-    return Result(NAME, _protocol(options, job), figures(records), records, fields=FIGURES)
+    def __call__(self) -> Result | None:
+        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
+        rows = range(self.options.items)
+        records = finish_rows(rows, self._make, self.options.batch_size, ledger, self.job, "riddles")
+        if records is None:
+            return None
+        return Result(NAME, ledger.protocol, figures(records), records, fields=FIGURES)
+
+    def _make(self, rows: Sequence[int]) -> list[Record]:
+        """Riddles drawn both ways."""
+        thought, plain = self._draw("think_then_draw", NAME, rows), self._draw("t2i", f"{NAME}-unthought", rows)
+        return [
+            one | {"unthought_correct": (bare := other["drawing_correct"]), "gain": one["drawing_correct"] - bare}
+            for one, other in zip(thought, plain, strict=True)
+        ]
+
+    def _draw(self, scenario: str, pictures: str, rows: Sequence[int]) -> list[Record]:
+        how = ScenarioConfig(scenario, text=Sampling(max_tokens=self.options.max_tokens), image=_image(self.options))
+        items = [self.items[row] for row in rows]
+        return evaluate_rows(self.job, pictures, rows, items, how, EvalConfig(noiseless=True))
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        told = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "batch_size"}
+        return self.job.protocol() | told | SAMPLED
 
 
 def figures(records: Sequence[Record]) -> dict[str, Cuts]:
     """Every figure over all tasks and in each."""
     return {name: cuts(by_task(records, field)) for name, field in FIGURES.items()}
-
-
-def _protocol(options: Options, job: Job) -> dict[str, Any]:
-    told = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch_size"}
-    sampled = {"samples_an_item": 1, "temperature": 1.0, "seed": EVAL_SEED}
-    return job.protocol() | told | sampled

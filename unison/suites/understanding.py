@@ -22,7 +22,7 @@ from unison.rows import BadRow
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.stats import task_mean
-from unison.suites.batches import finish
+from unison.suites.batches import finish_rows
 from unison.suites.common import ALL, Cuts, Job, Record, Result, cuts, digest
 from unison.suites.ledger import Ledger
 from unison.types import AnswerKind, Item, RewardFn, Sampling, Trajectory
@@ -120,9 +120,7 @@ class _Run:
     def __call__(self) -> Result | None:
         job = self.job
         ledger = Ledger(job.file(NAME), self.protocol(), job)
-        own = self.rows[job.processes.process_index :: job.processes.num_processes]
-        size = self.options.batch_size
-        records = finish(self.rows, own, self._make, size, ledger, job.processes, "questions")
+        records = finish_rows(self.rows, self._make, self.options.batch_size, ledger, job, "questions")
         if records is None:
             return None
         good = [record for record in records if "bad_row" not in record]

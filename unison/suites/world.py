@@ -1,21 +1,25 @@
-"""Drawing and answering on held-out items: of the embedded world, or of any data set, in one process."""
+"""Drawing and answering on held-out items: of the embedded world, or of any data set."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from unison.config import DataConfig, EvalConfig, ScenarioConfig
 from unison.data import open_items
-from unison.evaluate import EVAL_SEED, Pictures, by_cut, evaluate, fields
+from unison.evaluate import EVAL_SEED, Pictures, by_cut, evaluate_batch, fields
 from unison.rewards import load_rewards
-from unison.suites.common import Job, Result
+from unison.suites.batches import finish_rows
+from unison.suites.common import Job, Record, Result
+from unison.suites.ledger import Ledger
 from unison.types import Item, RewardFn, Sampling
 from unison.world.scene import REPLY_FORMAT
 
+NAME = "world"
+GALLERY = 24  # items that are kept as pictures
+SAMPLED = {"samples_an_item": 1, "temperature": 1.0, "seed": EVAL_SEED}
 NOT_JUDGED = (
     "Whether the drawings are right was not judged: the world's judge reads the world's prompts alone. "
     "Rewards that look at a drawing measure it: --rewards clip image_reward:<folder>"
@@ -53,6 +57,12 @@ class Options:
     def asks_own(self) -> bool:
         return self.own_drawings or self.data == "prompts"
 
+    @property
+    def scenario(self) -> ScenarioConfig:
+        """How texts and drawings are sampled."""
+        image = Sampling(guidance=self.guidance, rounds=self.rounds, steps=self.steps)
+        return ScenarioConfig(text=Sampling(max_tokens=self.max_tokens), image=image)
+
 
 def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     """What evaluates; the items and the rewards are there.
@@ -61,7 +71,7 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
         ValueError: a checkpoint, items or rewards that do not exist.
     """
     job.check()
-    return partial(_run, options, job, _held_out(options), load_rewards(options.rewards))
+    return _Run(options, job, _held_out(options), load_rewards(options.rewards))
 
 
 def _held_out(options: Options) -> list[Item]:
@@ -74,26 +84,53 @@ def _held_out(options: Options) -> list[Item]:
     return [items[i] for i in range(min(options.items, len(items)))]
 
 
-def _run(options: Options, job: Job, items: Sequence[Item], rewards: dict[str, RewardFn]) -> Result | None:
-    if not job.processes.is_main_process:
-        return None
-    policy = job.policy
-    if options.asks_own:
-        policy.require("draw", "asking about own drawings")
-    image = Sampling(guidance=options.guidance, rounds=options.rounds, steps=options.steps)
-    scenario = ScenarioConfig(text=Sampling(max_tokens=options.max_tokens), image=image)
-    config = EvalConfig(items=len(items), own_drawings=options.asks_own, batch_size=options.batch_size, noiseless=True)
-    folder = job.pictures("world")
-    pictures = Pictures(folder.parent, folder.name)
-    records = evaluate(policy, items, scenario, config, pictures=pictures, rewards=rewards).records
-    figures = by_cut(records, sorted({record["task"] for record in records}))
-    unjudged = "drawing" not in figures and any(record["prompt"] for record in records)
-    notes = (NOT_JUDGED,) if unjudged else ()
-    return Result("world", _protocol(options, job, len(items)), figures, records, notes, fields=fields(records))
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, ready to be run or gone on with."""
+
+    options: Options
+    job: Job
+    items: Sequence[Item]
+    rewards: Mapping[str, RewardFn]
+
+    def __call__(self) -> Result | None:
+        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
+        rows = range(len(self.items))
+        records = finish_rows(rows, self._make, self.options.batch_size, ledger, self.job, "items")
+        if records is None:
+            return None
+        figures = by_cut(records, sorted({record["task"] for record in records}))
+        unjudged = "drawing" not in figures and any(record["prompt"] for record in records)
+        notes = (NOT_JUDGED,) if unjudged else ()
+        return Result(NAME, ledger.protocol, figures, records, notes, fields=fields(records))
+
+    def _make(self, rows: Sequence[int]) -> list[Record]:
+        """Drawings, answers and measures."""
+        options = self.options
+        if options.asks_own:
+            self.job.policy.require("draw", "asking about own drawings")
+        config = EvalConfig(own_drawings=options.asks_own, noiseless=True)
+        items = [self.items[row] for row in rows]
+        return evaluate_rows(self.job, NAME, rows, items, options.scenario, config, self.rewards)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        told = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "batch_size"}
+        told |= {"items": len(self.items), "own_drawings": self.options.asks_own}
+        return self.job.protocol() | told | SAMPLED
 
 
-def _protocol(options: Options, job: Job, items: int) -> dict[str, Any]:
-    sampled = {"samples_an_item": 1, "temperature": 1.0, "seed": EVAL_SEED}
-    told = {name: value for name, value in dataclasses.asdict(options).items() if name != "batch_size"}
-    told |= {"items": items, "own_drawings": options.asks_own}
-    return job.protocol() | told | sampled
+def evaluate_rows(
+    job: Job,
+    suite: str,
+    rows: Sequence[int],
+    items: Sequence[Item],
+    scenario: ScenarioConfig,
+    config: EvalConfig,
+    rewards: Mapping[str, RewardFn] | None = None,
+) -> list[Record]:
+    """The records of the items of some rows, with their keys, and with pictures where the suite keeps those."""
+    folder = job.pictures(suite)
+    kept = sum(row < GALLERY for row in rows)  # rows ascend
+    made = evaluate_batch(job.policy, items, scenario, config, Pictures(folder.parent, folder.name), kept, rewards)
+    return [{"key": str(row)} | record for row, record in zip(rows, made, strict=True)]
