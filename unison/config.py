@@ -15,6 +15,7 @@ from unison.types import Modality, RelaxedCanvas, Sampling
 
 T = TypeVar("T")
 WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
+Recompute = Literal["auto", "always", "never"]
 Scoring = Literal["rounds", "whole_canvas", "random_masks", "noised"]
 
 
@@ -36,6 +37,9 @@ class PolicyConfig:
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
+    recompute: Recompute = "auto"
+    """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
+    backward pass (activation checkpointing); "auto" does where the rest of one pass is 1 GiB or more."""
     states_per_pass: int = 0
     """Noisy states that the diffusion transformer scores in one pass; those of several passes are computed once more in
     the backward pass, which bounds memory. 0 takes all at once."""

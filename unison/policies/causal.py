@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from unison.config import Recompute
 from unison.policies import decode, tokens
 from unison.policies.packing import packed
+from unison.policies.recompute import recomputed
 from unison.types import Sampling
 
 
@@ -261,11 +263,13 @@ def score(
     continuations: Sequence[Tensor],
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
+    recompute: Recompute = "never",
 ) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
         continuations: the ids of each row, each [L_b].
+        recompute: whether the layers compute the continuations' inner states once more in the backward pass.
         (others as in `sample`)
 
     Returns:
@@ -274,7 +278,8 @@ def score(
     done = run_prefixes(network, prefixes, open_to_all, positions=positions)
     lengths = [len(ids) for ids in continuations]
     ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
-    hidden = continuation_states(network, done, rows, embed, ids)
+    with recomputed(network, rows.branches().numel() * ids.shape[1], recompute):
+        hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
     mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
     flat = tokens.score(

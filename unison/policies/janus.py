@@ -140,7 +140,13 @@ class Janus(Policy):
             prefixes, rows = self._prefixes(contexts, modality, guided)
             ids = [action.ids for action in actions]
             return causal.score(
-                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, ids
+                self.network.model.language_model,
+                prefixes,
+                rows,
+                *self._embed_and_head(modality),
+                sampling,
+                ids,
+                recompute=self.config.recompute,
             )
 
     def _embed_and_head(self, modality: Modality):

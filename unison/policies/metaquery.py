@@ -170,7 +170,10 @@ class MetaQuery(Policy):
         with self.autocast():
             prefixes, places, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places)
+            way = self.config.recompute
+            return causal.score(
+                self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places, recompute=way
+            )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] and positions [3, S] of every distinct context, and which each row continues."""

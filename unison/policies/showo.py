@@ -131,7 +131,10 @@ class ShowO(Policy):
         with self.autocast():
             prefixes, seen, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen)
+            way = self.config.recompute
+            return causal.score(
+                self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen, recompute=way
+            )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] of every distinct question, whom everyone sees in it [S], and which each row continues."""
