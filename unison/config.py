@@ -37,6 +37,9 @@ class PolicyConfig:
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
+    rollout_dtype: Literal["float32", "bfloat16"] | None = None
+    """Another autocast type for sampling, from whose tokens' states logits are then computed in the weights' own type;
+    None takes `compute_dtype`. What sampling and scoring then disagree by is in the log as `logp_difference`."""
     recompute: Recompute = "auto"
     """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
     backward pass (activation checkpointing); "auto" does where the rest of one pass is 1 GiB or more."""
@@ -249,6 +252,9 @@ class OptimConfig:
     with weights that keep the gradient unbiased; 0 scores all."""
     least_masked: float = 0.0
     """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
+    old_logp: Literal["sampled", "recomputed"] = "sampled"
+    """Log-probabilities that ratios are taken to: those that sampling gave, or, computed anew by scoring before the
+    first update changes the weights, those of the same batches and types; the log then has `sampling_difference`."""
     refills: int = 0
     """Further rollouts of a step, at most, each of as many new items, while too few groups have rewards that differ to
     fill the batch (dynamic sampling, DAPO); 0 trains on every group as it comes."""

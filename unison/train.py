@@ -24,7 +24,7 @@ from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
-from unison.objectives.grpo import Totals, decision_weights, totals
+from unison.objectives.grpo import Totals, decision_weights, sampling_difference, totals
 from unison.policies import load_policy
 from unison.policies.base import MovingReference
 from unison.report import write_report
@@ -245,7 +245,10 @@ class Trainer:
             sums, earlier = {}, metrics["loss"]
             for chunk in self._micro_batches(groups, modality):
                 with self.accelerator.no_sync(self.model):
-                    loss, part = self.objective(self._batch(chunk, modality, total, objective), objective)
+                    batch = self._batch(chunk, modality, total, objective)
+                    loss, part = self.objective(batch, objective)
+                    if self.config.optim.old_logp == "recomputed":
+                        part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
                     if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
                         self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())

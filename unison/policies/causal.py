@@ -8,7 +8,7 @@ all given tokens through in one pass. The two see the same numbers, so replayed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -170,6 +170,7 @@ def sample(
     stop: int | None = None,
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
+    exact_logits: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
@@ -184,6 +185,7 @@ def sample(
         stop: id that ends a row, None for continuations of fixed length.
         open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
         positions: of each prefix, as in `run_prefixes`.
+        exact_logits: compute logits in the type of the head's weights, not in autocast's.
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
@@ -194,11 +196,11 @@ def sample(
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    with _decoder(network, done, branches, u.shape[1]) as step, packed(head):
+    with _decoder(network, done, branches, u.shape[1]) as step, to_logits(head, exact_logits) as logits:
         for t in range(u.shape[1]):
             if t:
                 hidden = step(rows.repeat(embed(ids[-1])))
-            chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
+            chosen, logp = decide(logits, hidden, rows, sampling, u[:, t])
             ids.append(chosen)
             logps.append(logp)
             if stop is not None:
@@ -214,16 +216,28 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 @contextmanager
 def _decoder(network: nn.Module, done: Prefixed, rows: Tensor, room: int) -> Iterator[Decode]:
-    """Continues prefix `rows[b]` in row b by up to `room` positions, one a call: with our own step where it fits the
-    network, else with the network's own forward."""
+    """Continues prefix `rows[b]` in row b by up to `room` positions, one a call."""
     done.cache.continue_with(rows, room)
     visible = F.pad(done.visible[rows], (0, room), value=True)
-    lengths, filled = done.lengths[rows], done.visible.shape[1]
+    with continuing(network) as start:
+        yield start(done.cache, visible, done.lengths[rows], done.visible.shape[1])
+
+
+Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], decode.Decoder | _Forward]"
+"""A cache of rows with room, what they may see of it [B, S] bool, the positions that follow [B] and what is filled of S
+-> what decodes them."""
+
+
+@contextmanager
+def continuing(network: nn.Module) -> Iterator[Start]:
+    """Inside it rows are continued with weights packed as they are now: by our own step where it fits the network, else
+    by the network's own forward."""
     if decode.supports(network):
-        yield decode.Decoder(network, done.cache.layers, visible, lengths, filled)
+        weights = decode.pack(network)
+        yield lambda cache, *where: decode.Decoder(weights, cache.layers, *where)
         return
     with packed(network):
-        yield _Forward(network, done.cache, visible, lengths, filled)
+        yield lambda cache, *where: _Forward(network, cache, *where)
 
 
 @dataclass
@@ -231,7 +245,7 @@ class _Forward:
     """`decode.Decoder` for any network."""
 
     network: nn.Module
-    cache: PrefixCache
+    past: PrefixCache
     visible: Tensor  # [B, S] bool with room
     lengths: Tensor  # [B]
     filled: int
@@ -242,12 +256,38 @@ class _Forward:
         self.steps += 1
         # always a 4-D mask: else `transformers` asks the cache for one
         mask = self.visible[:, None, None, : self.filled + self.steps]
-        return run(self.network, x[:, None], mask, positions, self.cache)[:, -1]
+        return run(self.network, x[:, None], mask, positions, self.past)[:, -1]
+
+    def cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values so far. [B, K, S, D]"""
+        at = self.filled + self.steps
+        return [(k[:, :, :at], v[:, :, :at]) for k, v in self.past.layers]
 
 
-def _decide(
+@contextmanager
+def to_logits(head: Callable[[Tensor], Tensor], exact: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The head with packed weights, in autocast's type or in the weights' own."""
+    if not exact:
+        with packed(head):
+            yield head
+        return
+    assert isinstance(head, nn.Module)
+    weight = next(head.parameters())
+    with ExitStack() as stack:
+        with torch.autocast(weight.device.type, enabled=False):  # weights are packed in the type that counts now
+            stack.enter_context(packed(head))
+
+        def in_own_type(hidden: Tensor) -> Tensor:
+            with torch.autocast(weight.device.type, enabled=False):
+                return head(hidden.to(weight.dtype))
+
+        yield in_own_type
+
+
+def decide(
     head: Callable[[Tensor], Tensor], hidden: Tensor, rows: Rows, sampling: Sampling, u: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Draws the next token of every row from its branches' states [B or 2B, D]; ids [B] and log-probabilities [B]."""
     conditional, unconditional = rows.split(head(hidden).float())
     ids, logp, _ = tokens.draw(conditional, unconditional, sampling, lambda logp: tokens.pick(logp, u))
     return ids, logp

@@ -114,11 +114,18 @@ class Janus(Policy):
     ) -> list[Tokens]:
         length = sampling.max_tokens if modality == "text" else self.drawing_tokens
         stop = self.tokenizer.eos_token_id if modality == "text" else None
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
             u = uniforms(seeds, length, self.device)
             ids, logp = causal.sample(
-                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
+                self.network.model.language_model,
+                prefixes,
+                rows,
+                *self._embed_and_head(modality),
+                sampling,
+                u,
+                stop,
+                exact_logits=self.config.rollout_dtype is not None,
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 

@@ -158,10 +158,13 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         stop = self.tokenizer.eos_token_id
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, places, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = causal.sample(self.decoder, prefixes, rows, *self._words, sampling, u, stop, positions=places)
+            exact = self.config.rollout_dtype is not None
+            ids, logp = causal.sample(
+                self.decoder, prefixes, rows, *self._words, sampling, u, stop, positions=places, exact_logits=exact
+            )
         return [sampled("text", i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
     def _score_replies(
@@ -247,7 +250,7 @@ class MetaQuery(Policy):
         drawn: dict[int, Action] = {}
         for edit, rows in _by_edit(contexts, range(len(contexts))):
             own = [seeds[row] for row in rows]
-            with self.autocast():
+            with self.autocast(sampling=True):
                 velocity = self._guided([contexts[row] for row in rows], sampling, edit)
                 x = sde.start(own, self.network.latent_shape, self.device)
                 drawn |= dict(zip(rows, sde.sample(velocity, x, schedule, sampling, own), strict=True))

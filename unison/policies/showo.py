@@ -117,11 +117,19 @@ class ShowO(Policy):
 
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, seen, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
             ids, logp = causal.sample(
-                self.decoder, prefixes, rows, *self._words, sampling, u, self.layout.eot, open_to_all=seen
+                self.decoder,
+                prefixes,
+                rows,
+                *self._words,
+                sampling,
+                u,
+                self.layout.eot,
+                open_to_all=seen,
+                exact_logits=self.config.rollout_dtype is not None,
             )
         return [sampled("text", i, p, self.layout.eot, sampling) for i, p in zip(ids, logp, strict=True)]
 
@@ -250,7 +258,7 @@ class ShowO(Policy):
     @torch.no_grad()
     def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
         codes, size = self.layout.codes, (len(contexts), self.layout.image_tokens)
-        with self.autocast():
+        with self.autocast(sampling=True):
             reader, rows = self._prompts(contexts, guided=sampling.guidance != 1)
             chance = masked.RowChance(seeds, sampling.rounds, size[1], self.device)
             canvas = torch.full(size, codes, device=self.device)
