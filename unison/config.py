@@ -40,6 +40,9 @@ class PolicyConfig:
     rollout_dtype: Literal["float32", "bfloat16"] | None = None
     """Another autocast type for sampling, from whose tokens' states logits are then computed in the weights' own type;
     None takes `compute_dtype`. What sampling and scoring then disagree by is in the log as `logp_difference`."""
+    rows_writing: int = 0
+    """Texts that are written at a time: finished ones make room for those that wait. 0 takes all of a rollout, until
+    the longest is finished; the texts are the same."""
     recompute: Recompute = "auto"
     """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
     backward pass (activation checkpointing); "auto" does where the rest of one pass is 1 GiB or more."""

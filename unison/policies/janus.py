@@ -21,7 +21,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig
-from unison.policies import causal
+from unison.policies import causal, refill
 from unison.policies.base import (
     Policy,
     Target,
@@ -116,15 +116,15 @@ class Janus(Policy):
         stop = self.tokenizer.eos_token_id if modality == "text" else None
         with self.autocast(sampling=True):
             prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
-            u = uniforms(seeds, length, self.device)
-            ids, logp = causal.sample(
+            ids, logp = refill.sample(
                 self.network.model.language_model,
                 prefixes,
                 rows,
                 *self._embed_and_head(modality),
                 sampling,
-                u,
+                uniforms(seeds, length, self.device),
                 stop,
+                width=self.config.rows_writing,
                 exact_logits=self.config.rollout_dtype is not None,
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]

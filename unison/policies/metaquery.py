@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.policies import causal, diffusion, masked, noising, sde
+from unison.policies import causal, diffusion, masked, noising, refill, sde
 from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
 from unison.policies.metaquery_net import MetaQueryNetwork, Parts, read_parts, write_parts
 from unison.policies.metaquery_prompt import (
@@ -161,9 +161,17 @@ class MetaQuery(Policy):
         with self.autocast(sampling=True):
             prefixes, places, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
-            exact = self.config.rollout_dtype is not None
-            ids, logp = causal.sample(
-                self.decoder, prefixes, rows, *self._words, sampling, u, stop, positions=places, exact_logits=exact
+            ids, logp = refill.sample(
+                self.decoder,
+                prefixes,
+                rows,
+                *self._words,
+                sampling,
+                u,
+                stop,
+                self.config.rows_writing,
+                positions=places,
+                exact_logits=self.config.rollout_dtype is not None,
             )
         return [sampled("text", i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.policies import causal, magvit, masked
+from unison.policies import causal, magvit, masked, refill
 from unison.policies.base import (
     Policy,
     Target,
@@ -120,7 +120,7 @@ class ShowO(Policy):
         with self.autocast(sampling=True):
             prefixes, seen, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = causal.sample(
+            ids, logp = refill.sample(
                 self.decoder,
                 prefixes,
                 rows,
@@ -128,6 +128,7 @@ class ShowO(Policy):
                 sampling,
                 u,
                 self.layout.eot,
+                self.config.rows_writing,
                 open_to_all=seen,
                 exact_logits=self.config.rollout_dtype is not None,
             )
