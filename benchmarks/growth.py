@@ -1,8 +1,8 @@
 """How the cost of a step grows: python -m benchmarks.growth [--quick]
 
-Processor seconds of Unison's own step against the group's size and the tokens of drawings and replies (`benchmarks.step`
-without its other side), and of sampling and replaying denoising paths against their number of steps. A power law is
-fitted to each: an exponent of 1 is proportional. Prints the table and writes it between its markers in
+Processor seconds of Unison's own step against the group's size and the tokens of drawings and replies
+(`benchmarks.step` without its other side), and of sampling and replaying denoising paths against their number of steps.
+A power law is fitted to each: an exponent of 1 is proportional. Prints the table and writes it between its markers in
 docs/benchmarks.md (not with --quick, whose figures say little).
 """
 

@@ -121,7 +121,8 @@ class Plain:
         """Ids with a placeholder for every embedding of the picture [1, S], and its pixels [1, 3, H, W]."""
         before, picture, after = self.policy._pieces(context, "text")
         placeholders = [self.policy.tokenizer.image_token_id] * self.policy._size(picture)
-        assert isinstance(before, list) and isinstance(after, list) and not isinstance(picture, list)
+        assert isinstance(before, list)
+        assert isinstance(after, list)
         pixels = self.policy._pixels(picture)  # type: ignore[arg-type]
         return torch.tensor([[*before, *placeholders, *after]]), pixels.to(self.network.dtype)
 

@@ -147,7 +147,8 @@ def ids_of(trajectories: list[Trajectory]) -> tuple[Tensor, list[Tensor]]:
 
 def _advantages(drawings: Tensor, replies: list[Tensor]) -> Tensor:
     """Of the share of even ids, within the group. [G]"""
-    rewards = [float(torch.cat([d, r]).remainder(2).eq(0).float().mean()) for d, r in zip(drawings, replies, strict=True)]
+    pairs = [torch.cat(pair) for pair in zip(drawings, replies, strict=True)]
+    rewards = [float((pair % 2 == 0).float().mean()) for pair in pairs]
     advantages, _ = group_advantages(rewards, {"one": range(len(rewards))}, AdvantageConfig())
     return torch.tensor(advantages, dtype=torch.float32)
 

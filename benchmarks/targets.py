@@ -19,7 +19,7 @@ import transformers
 import tyro
 from torch import nn
 
-from benchmarks import denoising, rollout, scoring, step
+from benchmarks import denoising, replies, rollout, scoring, step
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
 from benchmarks.pages import publish
@@ -69,6 +69,7 @@ def measure(options: Options) -> Iterator[Row]:
     if options.quick:
         options = replace(options, repeats=1, group=2, reply=8, matrix=256)
     yield from _sampling(options)
+    yield _replies(options)
     yield _answers(options)
     with TemporaryDirectory() as folder:
         step.write_checkpoint(options.problem("float32", False), Path(folder), options.shape)
@@ -84,6 +85,15 @@ def _sampling(options: Options) -> Iterator[Row]:
         seconds = interleaved(rollout.sides(policy, options.group, options.guidance), options.repeats, options.clock)
         what = f"sample {options.group} drawings of {drawing.tokens} tokens, guided, {_name(kind)}"
         yield Row(what, seconds["unison"], seconds["transformers"], "`generate`", "s", "2.5")
+
+
+def _replies(options: Options) -> Row:
+    policy = build_policy(options.shape, options.problem("float32", False).drawing)
+    width, longest = 2 * options.group, 2 * options.reply
+    sides = replies.sides(policy, 4 * width, width, longest)
+    seconds = interleaved(sides, options.repeats, options.clock)
+    what = f"write {4 * width} replies of 1 to {longest} tokens, {width} at a time"
+    return Row(what, seconds["refilled"], seconds["batches"], "batch after batch", "s", "")
 
 
 def _answers(options: Options) -> Row:

@@ -101,8 +101,8 @@ def test_layers_are_as_they_were_afterwards() -> None:
     decoder = network()
     own = decoder.layers[0].forward
     vars(decoder.layers[1])["forward"] = own  # of another library
-    with pytest.raises(RuntimeError, match="stop"), recomputed(decoder, 1, "always"):
+    with recomputed(decoder, 1, "always"):
         assert all("forward" in vars(layer) for layer in decoder.layers)
-        raise RuntimeError("stop")
+        assert vars(decoder.layers[1])["forward"] != own
     assert "forward" not in vars(decoder.layers[0])
     assert vars(decoder.layers[1])["forward"] == own

@@ -52,9 +52,9 @@ def test_exact_logits_are_those_of_the_weights_type() -> None:
     torch.manual_seed(0)
     head, hidden = nn.Linear(64, 50), torch.randn(3, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        with causal.to_logits(head, exact=True) as to_logits:
+        with causal.to_logits(head, causal.Decoding(exact_logits=True)) as to_logits:
             exact = to_logits(hidden)
-        with causal.to_logits(head, exact=False) as to_logits:
+        with causal.to_logits(head, causal.Decoding()) as to_logits:
             rounded = to_logits(hidden)
     with torch.no_grad():
         expected = head(hidden)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from unison.config import Recompute
-from unison.policies import decode, tokens
+from unison.config import PolicyConfig, Recompute
+from unison.policies import decode, static, tokens
 from unison.policies.packing import packed
 from unison.policies.recompute import recomputed
 from unison.types import Sampling
@@ -158,6 +158,25 @@ class Rows:
         return (x, None) if self.unconditional is None else (x[: len(self.prefix)], x[len(self.prefix) :])
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How sampling computes, which changes no distribution but for rounding."""
+
+    width: int = 0
+    """Texts at a time; 0 takes all."""
+    exact_logits: bool = False
+    """Compute logits in the type of the head's weights, not in autocast's."""
+    compiled: bool = False
+    """Decode by `static.StaticStep`, compiled."""
+
+    @classmethod
+    def of(cls, config: PolicyConfig) -> Decoding:
+        return cls(config.rows_writing, config.rollout_dtype is not None, config.compile_decode)
+
+
+DEFAULT = Decoding()
+
+
 @torch.no_grad()
 def sample(
     network: nn.Module,
@@ -170,7 +189,7 @@ def sample(
     stop: int | None = None,
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
-    exact_logits: bool = False,
+    decoding: Decoding = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
@@ -185,7 +204,7 @@ def sample(
         stop: id that ends a row, None for continuations of fixed length.
         open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
         positions: of each prefix, as in `run_prefixes`.
-        exact_logits: compute logits in the type of the head's weights, not in autocast's.
+        decoding: how it is computed, whose width plays no part here (see `refill.sample`).
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
@@ -196,7 +215,7 @@ def sample(
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    with _decoder(network, done, branches, u.shape[1]) as step, to_logits(head, exact_logits) as logits:
+    with _decoder(network, done, branches, u.shape[1], decoding) as step, to_logits(head, decoding) as logits:
         for t in range(u.shape[1]):
             if t:
                 hidden = step(rows.repeat(embed(ids[-1])))
@@ -215,23 +234,28 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def _decoder(network: nn.Module, done: Prefixed, rows: Tensor, room: int) -> Iterator[Decode]:
+def _decoder(
+    network: nn.Module, done: Prefixed, rows: Tensor, room: int, decoding: Decoding = DEFAULT
+) -> Iterator[Decode]:
     """Continues prefix `rows[b]` in row b by up to `room` positions, one a call."""
     done.cache.continue_with(rows, room)
     visible = F.pad(done.visible[rows], (0, room), value=True)
-    with continuing(network) as start:
+    with continuing(network, decoding) as start:
         yield start(done.cache, visible, done.lengths[rows], done.visible.shape[1])
 
 
-Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], decode.Decoder | _Forward]"
+Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], decode.Decoder | _Forward | static.StaticStep]"
 """A cache of rows with room, what they may see of it [B, S] bool, the positions that follow [B] and what is filled of S
 -> what decodes them."""
 
 
 @contextmanager
-def continuing(network: nn.Module) -> Iterator[Start]:
+def continuing(network: nn.Module, decoding: Decoding) -> Iterator[Start]:
     """Inside it rows are continued with weights packed as they are now: by our own step where it fits the network, else
-    by the network's own forward."""
+    by the network's own forward; or, compiled, with the weights themselves."""
+    if decoding.compiled:
+        yield lambda cache, *where: static.StaticStep(network, cache.layers, *where, compiled=True)
+        return
     if decode.supports(network):
         weights = decode.pack(network)
         yield lambda cache, *where: decode.Decoder(weights, cache.layers, *where)
@@ -265,9 +289,9 @@ class _Forward:
 
 
 @contextmanager
-def to_logits(head: Callable[[Tensor], Tensor], exact: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+def to_logits(head: Callable[[Tensor], Tensor], decoding: Decoding) -> Iterator[Callable[[Tensor], Tensor]]:
     """The head with packed weights, in autocast's type or in the weights' own."""
-    if not exact:
+    if not decoding.exact_logits:
         with packed(head):
             yield head
         return

@@ -124,8 +124,7 @@ class Janus(Policy):
                 sampling,
                 uniforms(seeds, length, self.device),
                 stop,
-                width=self.config.rows_writing,
-                exact_logits=self.config.rollout_dtype is not None,
+                decoding=causal.Decoding.of(self.config),
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 

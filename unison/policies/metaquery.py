@@ -169,9 +169,8 @@ class MetaQuery(Policy):
                 sampling,
                 u,
                 stop,
-                self.config.rows_writing,
                 positions=places,
-                exact_logits=self.config.rollout_dtype is not None,
+                decoding=causal.Decoding.of(self.config),
             )
         return [sampled("text", i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 

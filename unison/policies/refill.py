@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from unison.policies import causal
-from unison.policies.causal import Prefixed, PrefixCache, Rows, Start
+from unison.policies.causal import Decoding, PrefixCache, Prefixed, Rows, Start
 from unison.types import Sampling
 
 SHARE = 4
@@ -37,33 +37,28 @@ def sample(
     sampling: Sampling,
     u: Tensor,
     stop: int | None,
-    width: int,
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
-    exact_logits: bool = False,
+    decoding: Decoding = causal.DEFAULT,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """`causal.sample`, up to `width` texts at a time.
-
-    Args:
-        width: 0 takes all rows at once, as do continuations of fixed length.
-        (others as in `causal.sample`)
+    """`causal.sample`, with texts of unequal length up to `decoding.width` at a time.
 
     Returns:
         each row's ids [L_b] and log-probabilities [L_b], to its stop token or beyond.
     """
-    if stop is None or not 0 < width:
-        every = (network, prefixes, rows, embed, head, sampling, u, stop, open_to_all, positions, exact_logits)
+    if stop is None or not decoding.width:
+        every = (network, prefixes, rows, embed, head, sampling, u, stop, open_to_all, positions, decoding)
         return causal.sample(*every)
     assert rows.unconditional is None, "texts are written without guidance"
     with torch.no_grad():
         done = causal.run_prefixes(network, prefixes, open_to_all, positions=positions)
-    with torch.no_grad(), causal.to_logits(head, exact_logits) as logits, causal.continuing(network) as start:
+    with torch.no_grad(), causal.to_logits(head, decoding) as logits, causal.continuing(network, decoding) as start:
 
         def decide(hidden: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
             return causal.decide(logits, hidden, Rows(rows.prefix[: len(hidden)], None), sampling, chance)
 
         sheet = _Sheet.blank(u, stop)
-        _write_all(_Batch.empty(done, rows.prefix), sheet, width, start, embed, decide)
+        _write_all(_Batch.empty(done, rows.prefix), sheet, decoding.width, start, embed, decide)
         return sheet.rows()
 
 

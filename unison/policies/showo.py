@@ -128,9 +128,8 @@ class ShowO(Policy):
                 sampling,
                 u,
                 self.layout.eot,
-                self.config.rows_writing,
                 open_to_all=seen,
-                exact_logits=self.config.rollout_dtype is not None,
+                decoding=causal.Decoding.of(self.config),
             )
         return [sampled("text", i, p, self.layout.eot, sampling) for i, p in zip(ids, logp, strict=True)]
 
