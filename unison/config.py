@@ -46,6 +46,9 @@ class PolicyConfig:
     rows_writing: int = 0
     """Texts that are written at a time: finished ones make room for those that wait. 0 takes all of a rollout, until
     the longest is finished; the texts are the same."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """What scores tokens: scaled dot-product attention over rows that each have a copy of their prefix's keys and
+    values, or FlexAttention over one packed sequence with each prefix once (a GPU and Janus alone)."""
     recompute: Recompute = "auto"
     """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
     backward pass (activation checkpointing); "auto" does where the rest of one pass is 1 GiB or more."""

@@ -34,8 +34,15 @@ class Policy(nn.Module):
     read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `thin`, to denoise
     to draw in latents, which can be scored as given ones, noised anew."""
 
+    packs: ClassVar[bool] = False
+    """Whether it can score tokens in one packed sequence."""
+
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
+        if config.attention == "flex" and not self.packs:
+            raise ValueError(
+                f"policy.attention = 'flex': the {self.family} family does not score in one packed sequence; take 'sdpa'"
+            )
         self.network = network
         self.config = config
         self._frozen_copy: dict[str, Tensor] = {}

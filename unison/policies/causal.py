@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from unison.config import PolicyConfig, Recompute
-from unison.policies import decode, static, tokens
+from unison.policies import blocks, decode, static, tokens
 from unison.policies.packing import packed
 from unison.policies.recompute import recomputed
 from unison.types import Sampling
@@ -317,6 +317,23 @@ def decide(
     return ids, logp
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How scoring computes, which changes no number but for rounding."""
+
+    recompute: Recompute = "never"
+    """Whether the layers compute the continuations' inner states once more in the backward pass."""
+    packed: bool = False
+    """In one sequence under a block mask (`blocks.states`), not in rows."""
+
+    @classmethod
+    def of(cls, config: PolicyConfig) -> Scoring:
+        return cls(config.recompute, config.attention == "flex")
+
+
+IN_ROWS = Scoring()
+
+
 def score(
     network: nn.Module,
     prefixes: Sequence[Tensor],
@@ -327,22 +344,24 @@ def score(
     continuations: Sequence[Tensor],
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
-    recompute: Recompute = "never",
+    scoring: Scoring = IN_ROWS,
 ) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
         continuations: the ids of each row, each [L_b].
-        recompute: whether the layers compute the continuations' inner states once more in the backward pass.
+        scoring: how it is computed.
         (others as in `sample`)
 
     Returns:
         each [L_b] float32
     """
+    if scoring.packed:
+        return _score_packed(network, prefixes, rows, embed, head, sampling, continuations, scoring)
     done = run_prefixes(network, prefixes, open_to_all, positions=positions)
     lengths = [len(ids) for ids in continuations]
     ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
-    with recomputed(network, rows.branches().numel() * ids.shape[1], recompute):
+    with recomputed(network, rows.branches().numel() * ids.shape[1], scoring.recompute):
         hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
     mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
@@ -350,6 +369,27 @@ def score(
         head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
     )
     return list(flat.split(lengths))
+
+
+def _score_packed(
+    network: nn.Module,
+    prefixes: Sequence[Tensor],
+    rows: Rows,
+    embed: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    sampling: Sampling,
+    continuations: Sequence[Tensor],
+    scoring: Scoring,
+) -> list[Tensor]:
+    """`score` in one sequence."""
+    lengths = [len(ids) for ids in continuations]
+    ids = [part.to(rows.prefix.device) for part in continuations]
+    every = ids if rows.unconditional is None else [*ids, *ids]
+    positions = sum(len(p) for p in prefixes) + sum(map(len, every))
+    with recomputed(network, positions, scoring.recompute):
+        hidden = torch.cat(blocks.states(network, prefixes, rows.branches(), embed, every))
+    conditional, unconditional = (hidden, None) if rows.unconditional is None else hidden.chunk(2)
+    return list(tokens.score(head, conditional, torch.cat(ids), sampling, unconditional).split(lengths))
 
 
 def continuation_states(

@@ -21,7 +21,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig
-from unison.policies import causal, refill
+from unison.policies import blocks, causal, refill
 from unison.policies.base import (
     Policy,
     Target,
@@ -65,6 +65,7 @@ class Janus(Policy):
 
     family = "janus"
     abilities = frozenset({"write", "draw", "relax drawings"})
+    packs = True
     network: JanusForConditionalGeneration
 
     def __init__(self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig) -> None:
@@ -77,6 +78,8 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
+        if config.attention == "flex":
+            blocks.accept(network.model.language_model)
         self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
 
     @property
@@ -152,7 +155,7 @@ class Janus(Policy):
                 *self._embed_and_head(modality),
                 sampling,
                 ids,
-                recompute=self.config.recompute,
+                scoring=causal.Scoring.of(self.config),
             )
 
     def _embed_and_head(self, modality: Modality):

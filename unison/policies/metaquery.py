@@ -180,9 +180,9 @@ class MetaQuery(Policy):
         with self.autocast():
             prefixes, places, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            way = self.config.recompute
+            way = causal.Scoring.of(self.config)
             return causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places, recompute=way
+                self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places, scoring=way
             )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:

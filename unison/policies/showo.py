@@ -139,9 +139,9 @@ class ShowO(Policy):
         with self.autocast():
             prefixes, seen, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            way = self.config.recompute
+            way = causal.Scoring.of(self.config)
             return causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen, recompute=way
+                self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen, scoring=way
             )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
