@@ -41,7 +41,7 @@ class Policy(nn.Module):
         super().__init__()
         if config.attention == "flex" and not self.packs:
             raise ValueError(
-                f"policy.attention = 'flex': the {self.family} family does not score in one packed sequence; take 'sdpa'"
+                f"policy.attention = 'flex': the {self.family} family cannot score in one packed sequence; take 'sdpa'"
             )
         self.network = network
         self.config = config
