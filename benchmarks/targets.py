@@ -27,6 +27,8 @@ from unison.policies.janus import Janus
 from unison.policies.shapes import JanusShape
 from unison.types import Context
 
+STEPS: tuple[tuple[Literal["float32", "bfloat16"], bool], ...] = (("float32", False), ("bfloat16", True))
+"""Types of the steps that are measured, and whether the conditional branch alone is scored."""
 QUICK = JanusShape(64, 2, 2, 96, 512, 32, 1, 2, 32)
 
 
@@ -107,7 +109,7 @@ def _answers(options: Options) -> Row:
 
 def _steps(options: Options, folder: Path) -> Iterator[Row]:
     """A whole step in float32 with guided scoring, and in bfloat16 with the CoRL authors' scoring."""
-    for dtype, conditional in (("float32", False), ("bfloat16", True)):
+    for dtype, conditional in STEPS[: 1 if options.quick else None]:
         problem = options.problem(dtype, conditional)
         steps = step.Steps(step.open_trainer(problem, folder), problem)
         seconds = interleaved(steps.sides(), options.repeats, options.clock)

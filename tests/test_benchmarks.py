@@ -148,12 +148,6 @@ def test_greedy_replies_are_generates(steps: step.Steps) -> None:
     assert torch.equal(ours.ids, plain)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
-def test_memory_of_a_step_is_measured_in_a_process_of_its_own(steps: step.Steps) -> None:
-    folder = Path(steps.trainer.config.policy.path).parent
-    assert step.measure_memory("plain", steps.problem, 1, folder) > 0
-
-
 def test_replies_are_the_same_refilled_and_batch_after_batch(toy: Janus) -> None:
     sides = replies.sides(toy, count=6, width=2, longest=80)
     refilled, batches = sides["refilled"](), sides["batches"]()
@@ -166,13 +160,14 @@ def test_the_exponent_of_a_power_law_is_found() -> None:
     assert growth.fit_exponent({5: 1.0, 10: 1.0}) == pytest.approx(0)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("module", [targets, growth], ids=["targets", "growth"])
 def test_quick_tables_are_printed_and_not_written(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = (DOCS / "benchmarks.md").read_text()
     module.main(module.Options(quick=True, threads=1))
     out = capsys.readouterr().out
     assert f"- command: `python -m benchmarks.{module.__name__.rpartition('.')[2]}" in out
-    assert sum(line.startswith("| ") for line in out.splitlines()) == {targets: 11, growth: 5}[module]
+    assert sum(line.startswith("| ") for line in out.splitlines()) == {targets: 9, growth: 5}[module]
     assert (DOCS / "benchmarks.md").read_text() == before
 
 

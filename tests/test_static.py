@@ -55,7 +55,7 @@ def test_compiled_it_gives_the_same_and_is_compiled_once() -> None:
 def test_a_policy_that_steps_statically_draws_and_writes_the_same(
     make_policy: Callable[..., Janus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(static, "compiled_step", lambda device: static.step)
+    monkeypatch.setattr(static, "compiled_step", lambda: static.step)
     contexts, sampling = [Context(("a red circle",))] * 2, Sampling(max_tokens=6, guidance=3.0)
     own, plain = make_policy(compile_decode=True, rows_writing=1), make_policy()
     for verb in ("write", "draw"):

@@ -1,9 +1,9 @@
 """One more position through any decoder with shapes that never change, so that the step can be compiled.
 
 The cache has its full length from the start and a step writes at an index that is a tensor, so all steps of a rollout
-are one program. On a GPU it is captured as a CUDA graph, which launches hundreds of small kernels at once; the price is
-attention over the whole cache from the first step on. Lengths are rounded up, so that rollouts with prompts of other
-lengths run the same program.
+are one program. On a GPU it is captured as a CUDA graph besides, which launches hundreds of small kernels at once; the
+price is attention over the whole cache from the first step on. Lengths are rounded up, so that rollouts with prompts of
+other lengths run the same program.
 """
 
 from __future__ import annotations
@@ -58,15 +58,25 @@ class StaticStep:
         self.visible = F.pad(visible, (0, more))
         self.positions = lengths[:, None].clone()
         self.at = torch.full((1,), filled, device=lengths.device)
-        self.run = compiled_step(lengths.device.type) if compiled else step
+        self.step = compiled_step() if compiled else step
+        self.captured = compiled and lengths.device.type == "cuda"
+        self.run: Callable[[], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Embeddings of the next position of each row -> its states. [B, D]"""
-        states = self.run(self.network, x, self.layers, self.visible, self.positions, self.at)
+        if self.run is None:
+            self.x = x.clone()
+            self.run = capture(self._once) if self.captured else self._once
+        self.x.copy_(x)
+        states = self.run()
         self.steps += 1
         self.positions += 1
         self.at += 1
         return states.clone()  # a captured graph gives the same memory every time
+
+    def _once(self) -> Tensor:
+        """A step that may be repeated: what it writes to the cache is the same again."""
+        return self.step(self.network, self.x, self.layers, self.visible, self.positions, self.at)
 
     def cache(self) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values so far. [B, H, S, D]"""
@@ -95,10 +105,28 @@ def step(
 
 
 @cache
-def compiled_step(device: str) -> Callable[..., Tensor]:
-    """The step as one program: on a GPU a CUDA graph."""
-    mode = "reduce-overhead" if device == "cuda" else "default"
-    return torch.compile(step, mode=mode, dynamic=False)
+def compiled_step() -> Callable[..., Tensor]:
+    """The step as one program."""
+    return torch.compile(step)
+
+
+def capture(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A function of nothing but memory as a CUDA graph, whose result is in the same place every time."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles, chooses kernels, casts weights: nothing of this may be captured
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def _longer(x: Tensor, filled: int, more: int) -> Tensor:
