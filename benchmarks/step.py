@@ -99,7 +99,7 @@ class Steps:
         self.plain = Plain(self.policy, trainer.config.optim)
         self.seeds = iter(range(0, 10**9, problem.group))
 
-    def sides(self) -> dict[Side, Callable[[], object]]:
+    def sides(self) -> dict[str, Callable[[], object]]:
         return {
             "unison": lambda: self.update(self.roll_out()),
             "plain": lambda: self.update_plainly(*self.roll_out_plainly()),

@@ -46,7 +46,8 @@ def test_packed_states_and_gradients_are_those_of_rows(parts) -> None:
     expected = torch.autograd.grad(in_rows.sum(), weights, allow_unused=True)
     every = [*continuations, *continuations]
     hidden = torch.cat(blocks.states(network, prefixes, ROWS.branches(), embed, every, dense=True))
-    logits = torch.lerp(*(head(h) for h in reversed(hidden.chunk(2))), SAMPLING.guidance)
+    conditional, unconditional = hidden.chunk(2)
+    logits = torch.lerp(head(unconditional), head(conditional), SAMPLING.guidance)
     packed = torch.log_softmax(logits, -1).gather(-1, torch.cat(continuations)[:, None]).squeeze(-1)
     assert torch.allclose(packed, in_rows, atol=1e-4)
     found = torch.autograd.grad(packed.sum(), weights, allow_unused=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unison.config import ObjectiveConfig, OptimConfig
+from unison import recipes
+from unison.config import ObjectiveConfig, OptimConfig, RunConfig
 from unison.objectives.grpo import grpo, sampling_difference
 from unison.policies import causal
 from unison.policies.janus import Janus
 from unison.policies.metaquery import MetaQuery
 from unison.policies.showo import ShowO
-from unison.types import Context, Sampling, TurnBatch
+from unison.train import Trainer
+from unison.types import Context, Item, Sampling, Trajectory, Turn, TurnBatch
 
 Made = Callable[..., Janus | ShowO | MetaQuery]
 CONTEXTS = [Context(("what is red?",))] * 2
@@ -83,3 +86,27 @@ def test_the_logged_differences_are_those_of_their_definition() -> None:
     reused = replace(batch, old_logp=torch.nn.utils.rnn.pad_sequence(sampled, batch_first=True))
     assert grpo(reused, ObjectiveConfig())[1]["logp_difference"] == pytest.approx(0.4)
     assert sampling_difference(reused, sampled)["sampling_difference"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", ["sampled", "recomputed"])
+def test_the_log_shows_what_sampling_and_scoring_disagree_by(old: str, tmp_path: Path) -> None:
+    recipe = recipes.find("corl/tiny-unified")()
+    assert isinstance(recipe, RunConfig)
+    config = replace(
+        recipe,
+        policy=replace(recipe.policy, rollout_dtype="bfloat16"),
+        optim=replace(recipe.optim, items_per_step=1, micro_batch_items=1, old_logp=old),
+        out=tmp_path,
+        trackers=(),
+    )
+    trainer = Trainer(config)
+    replies = trainer.policy.write(CONTEXTS, Sampling(max_tokens=8), range(2))
+    group = [Trajectory(Item("one"), (Turn(CONTEXTS[0], reply),)) for reply in replies]
+    metrics = trainer.update(group, [1.0, -1.0])
+    if old == "recomputed":
+        assert metrics["text/logp_difference"] == 0
+        assert 1e-5 < metrics["text/sampling_difference"] < 1
+    else:
+        assert 1e-5 < metrics["text/logp_difference"] < 1
+        assert "text/sampling_difference" not in metrics

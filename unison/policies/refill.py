@@ -40,7 +40,7 @@ def sample(
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
     decoding: Decoding = causal.DEFAULT,
-) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """`causal.sample`, with texts of unequal length up to `decoding.width` at a time.
 
     Returns:
@@ -48,7 +48,8 @@ def sample(
     """
     if stop is None or not decoding.width:
         every = (network, prefixes, rows, embed, head, sampling, u, stop, open_to_all, positions, decoding)
-        return causal.sample(*every)
+        ids, logp = causal.sample(*every)
+        return list(ids), list(logp)
     assert rows.unconditional is None, "texts are written without guidance"
     with torch.no_grad():
         done = causal.run_prefixes(network, prefixes, open_to_all, positions=positions)
