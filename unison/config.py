@@ -51,7 +51,7 @@ class PolicyConfig:
     values, or FlexAttention over one packed sequence with each prefix once (a GPU and Janus alone)."""
     recompute: Recompute = "auto"
     """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
-    backward pass (activation checkpointing); "auto" does where the rest of one pass is 1 GiB or more."""
+    backward pass (activation checkpointing); "auto" does where the rest of one pass is 0.5 GiB or more."""
     states_per_pass: int = 0
     """Noisy states that the diffusion transformer scores in one pass; those of several passes are computed once more in
     the backward pass, which bounds memory. 0 takes all at once."""

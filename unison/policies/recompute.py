@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unison.config import Recompute
 
-FROM_BYTES = 2**30
+FROM_BYTES = 2**29
 """Inner states from which "auto" recomputes."""
 
 
