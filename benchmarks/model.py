@@ -61,7 +61,7 @@ def build_policy(shape: JanusShape = MEASURED, drawing: Drawing = PUBLISHED) -> 
     config = _with_drawing(shape.config(), drawing)
     config.image_token_id = processor.tokenizer.image_token_id  # type: ignore[attr-defined]
     network = JanusForConditionalGeneration(config).eval()
-    _speak(network, processor)
+    speak(network, processor)
     return Janus(network, processor, PolicyConfig("random", frozen=("vqmodel",)))
 
 
@@ -83,7 +83,7 @@ def _with_drawing(config: Any, drawing: Drawing) -> JanusConfig:
     return config
 
 
-def _speak(network: JanusForConditionalGeneration, processor: JanusProcessor) -> None:
+def speak(network: JanusForConditionalGeneration, processor: JanusProcessor) -> None:
     """Tells the network's own `generate` the tokens it needs."""
     tokenizer = processor.tokenizer  # type: ignore[attr-defined]
     network.generation_config.update(

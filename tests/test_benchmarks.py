@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import denoising, gradients, judges, masked, memory, rewards, rollout, scoring
+from benchmarks import (
+    denoising,
+    gradients,
+    growth,
+    judges,
+    masked,
+    memory,
+    replies,
+    rewards,
+    rollout,
+    scoring,
+    step,
+    targets,
+)
 from benchmarks.compare import Row, interleaved
 from benchmarks.model import Drawing, build_policy, picture
 from benchmarks.pages import DOCS, write_section
@@ -71,8 +86,9 @@ def test_shared_and_separate_contexts_score_alike(toy: Janus) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
-def test_chunks_score_alike_in_half_the_memory() -> None:
-    problem = memory.Problem(decisions=3000, width=64, codes=16384)
+@pytest.mark.parametrize(("decisions", "codes"), [(3000, 16384), (400, 151_936)], ids=["Janus", "Qwen"])
+def test_chunks_score_alike_in_half_the_memory(decisions: int, codes: int) -> None:
+    problem = memory.Problem(decisions, width=64, codes=codes)
     chunked, whole = (memory.measure(side, problem, threads=1) for side in memory.SIDES)
     assert chunked.logp == pytest.approx(whole.logp, abs=1e-4)
     assert chunked.gradient == pytest.approx(whole.gradient, rel=1e-4)
@@ -94,6 +110,71 @@ def test_siblings_score_alike_under_one_context_and_under_equal_ones() -> None:
     sides = denoising.group_sides(2)
     for one, other in zip(sides["shared"](), sides["each"](), strict=True):
         torch.testing.assert_close(one, other)
+
+
+# -- a whole step ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> step.Steps:
+    problem = step.Problem(4, 512, group=3, reply=6, guidance=5.0, conditional=False, dtype="float32")
+    step.write_checkpoint(problem, tmp_path, TOY)
+    return step.Steps(step.open_trainer(problem, tmp_path), problem)
+
+
+def weights(steps: step.Steps) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in steps.plain.trained])
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_trainer_and_the_plain_step_change_weights_alike(steps: step.Steps, conditional: bool) -> None:
+    steps.problem = replace(steps.problem, conditional=conditional)
+    trajectories, before = steps.roll_out(), weights(steps)
+    loss, norm = steps.update(trajectories)
+    ours = weights(steps) - before
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(before.clone(), steps.plain.trained)
+    plain_loss, plain_norm = steps.update_plainly(*step.ids_of(trajectories))
+    assert loss == pytest.approx(plain_loss, abs=1e-5)
+    assert norm == pytest.approx(plain_norm, rel=1e-4)
+    assert torch.cosine_similarity(ours, weights(steps) - before, 0) > 0.999
+
+
+def test_both_sides_sample_a_whole_group(steps: step.Steps) -> None:
+    for drawings, written in (step.ids_of(steps.roll_out()), steps.roll_out_plainly()):
+        assert drawings.shape == (3, 16)
+        assert len(written) == 3
+        assert all(1 <= len(reply) <= 6 for reply in written)
+
+
+def test_greedy_replies_are_generates(steps: step.Steps) -> None:
+    _, question = steps._contexts()
+    (plain,) = steps.plain.write(question, 1, 6, greedy=True)
+    (ours,) = steps.policy.write([question], Sampling(temperature=rollout.GREEDY, max_tokens=6), [0])
+    assert torch.equal(ours.ids, plain)
+
+
+def test_replies_are_the_same_refilled_and_batch_after_batch(toy: Janus) -> None:
+    sides = replies.sides(toy, count=6, width=2, longest=80)
+    refilled, batches = sides["refilled"](), sides["batches"]()
+    assert len({len(reply) for reply in refilled}) > 2
+    assert [reply.tolist() for reply in refilled] == [reply.tolist() for reply in batches]
+
+
+def test_the_exponent_of_a_power_law_is_found() -> None:
+    assert growth.fit_exponent({2: 3 * 2**1.5, 4: 3 * 4**1.5, 8: 3 * 8**1.5}) == pytest.approx(1.5)
+    assert growth.fit_exponent({5: 1.0, 10: 1.0}) == pytest.approx(0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("module", [targets, growth], ids=["targets", "growth"])
+def test_quick_tables_are_printed_and_not_written(module: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (DOCS / "benchmarks.md").read_text()
+    module.main(module.Options(quick=True, threads=1))
+    out = capsys.readouterr().out
+    assert f"- command: `python -m benchmarks.{module.__name__.rpartition('.')[2]}" in out
+    assert sum(line.startswith("| ") for line in out.splitlines()) == {targets: 9, growth: 5}[module]
+    assert (DOCS / "benchmarks.md").read_text() == before
 
 
 def test_sides_take_turns() -> None:
@@ -218,6 +299,8 @@ def test_quick_figures_are_printed_and_not_written(capsys: pytest.CaptureFixture
         "benchmarks.gradients",
         "benchmarks.denoising",
         "benchmarks.remote",
+        "benchmarks.targets",
+        "benchmarks.growth",
     ],
 )
 def test_every_benchmark_finds_its_section(name: str, tmp_path: Path) -> None:

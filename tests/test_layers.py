@@ -24,12 +24,16 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
         [
             "policies.tokens policies.sde",
             "policies.packing",
+            "policies.blocks",
+            "policies.recompute",
+            "policies.static",
             "objectives objectives.*",
             "world world.scene world.render world.edits world.riddles world.puzzles world.verdicts",
             "stats",
         ],
         ["policies.decode", "objects"],
         ["policies.causal"],
+        ["policies.refill"],
     ],
     "L2 models, rewards, data": [
         ["client"],

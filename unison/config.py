@@ -16,6 +16,7 @@ from unison.types import Modality, RelaxedCanvas, Sampling
 T = TypeVar("T")
 WorldKind = Literal["scenes", "edits", "riddles", "reflections", "puzzles", "steps"]
 Strategy = Literal["ddp", "fsdp2"]
+Recompute = Literal["auto", "always", "never"]
 Scoring = Literal["rounds", "whole_canvas", "random_masks", "noised"]
 
 
@@ -39,6 +40,21 @@ class PolicyConfig:
     """Type of the weights in memory; LoRA adapters stay in float32."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
+    rollout_dtype: Literal["float32", "bfloat16"] | None = None
+    """Another autocast type for sampling, from whose tokens' states logits are then computed in the weights' own type;
+    None takes `compute_dtype`. What sampling and scoring then disagree by is in the log as `logp_difference`."""
+    compile_decode: bool = False
+    """Sample tokens by a compiled step of static shapes, a CUDA graph on a GPU: pays where launching kernels takes
+    longer than what they compute. On the CPU the step that is made for it is faster."""
+    rows_writing: int = 0
+    """Texts that are written at a time: finished ones make room for those that wait. 0 takes all of a rollout, until
+    the longest is finished; the texts are the same."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """What scores tokens: scaled dot-product attention over rows that each have a copy of their prefix's keys and
+    values, or FlexAttention over one packed sequence with each prefix once (a GPU and Janus alone)."""
+    recompute: Recompute = "auto"
+    """Whether scoring of tokens keeps the inputs of the decoder's layers alone and computes the rest once more in the
+    backward pass (activation checkpointing); "auto" does where the rest of one pass is 0.5 GiB or more."""
     states_per_pass: int = 0
     """Noisy states that the diffusion transformer scores in one pass; those of several passes are computed once more in
     the backward pass, which bounds memory. 0 takes all at once."""
@@ -248,6 +264,9 @@ class OptimConfig:
     with weights that keep the gradient unbiased; 0 scores all."""
     least_masked: float = 0.0
     """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
+    old_logp: Literal["sampled", "recomputed"] = "sampled"
+    """Log-probabilities that ratios are taken to: those that sampling gave, or, computed anew by scoring before the
+    first update changes the weights, those of the same batches and types; the log then has `sampling_difference`."""
     refills: int = 0
     """Further rollouts of a step, at most, each of as many new items, while too few groups have rewards that differ to
     fill the batch (dynamic sampling, DAPO); 0 trains on every group as it comes."""

@@ -23,7 +23,7 @@ from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate, joined
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
-from unison.objectives.grpo import Totals, decision_weights, totals
+from unison.objectives.grpo import Totals, decision_weights, sampling_difference, totals
 from unison.policies import load_policy
 from unison.policies.base import MovingReference
 from unison.report import write_report
@@ -282,7 +282,10 @@ class Trainer:
             objective = self._objective(modality)
             sums, earlier = {}, metrics["loss"]
             for chunk, said in zip(self._micro_batches(groups, modality), compared[modality], strict=True):
-                loss, part = self.objective(self._batch(chunk, modality, total, objective, said), objective)
+                batch = self._batch(chunk, modality, total, objective, said)
+                loss, part = self.objective(batch, objective)
+                if self.config.optim.old_logp == "recomputed":
+                    part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
                 if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
                     self.accelerator.backward(loss)
                 metrics["loss"] += float(loss.detach())

@@ -72,3 +72,11 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
         }
         sums = {name: float((value * batch.mask).sum()) for name, value in measured.items()}
     return (batch.weight * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
+
+
+def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:
+    """What log-probabilities that were computed anew differ by from those that sampling gave of each turn, each [L]:
+    the sum over the decisions of the batch of the distance."""
+    theirs = torch.nn.utils.rnn.pad_sequence(list(sampled), batch_first=True).to(batch.old_logp.device)
+    gap = (batch.old_logp.detach() - theirs).abs()
+    return {"sampling_difference": float((gap * batch.mask).sum())}

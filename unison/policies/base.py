@@ -34,8 +34,15 @@ class Policy(nn.Module):
     read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `thin`, to denoise
     to draw in latents, which can be scored as given ones, noised anew."""
 
+    packs: ClassVar[bool] = False
+    """Whether it can score tokens in one packed sequence."""
+
     def __init__(self, network: nn.Module, config: PolicyConfig) -> None:
         super().__init__()
+        if config.attention == "flex" and not self.packs:
+            raise ValueError(
+                f"policy.attention = 'flex': the {self.family} family cannot score in one packed sequence; take 'sdpa'"
+            )
         self.network = network
         self.config = config
         self._frozen_copy: dict[str, Tensor] = {}
@@ -78,7 +85,8 @@ class Policy(nn.Module):
         weighted sums are unbiased, or a surrogate in a single pass. The actions are those of one group, and what is
         random depends on them and `seed` alone, so that the old, the trained and the reference policy score the same.
         """
-        return [Scored(action, action.mask.float(), action.logp, action.mask) for action in actions]
+        sampled = optim.old_logp == "sampled"
+        return [Scored(a, a.mask.float(), a.logp if sampled else None, a.mask) for a in actions]
 
     def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
         """The actions that would have produced the given texts or images; a target that is an action stays."""
@@ -118,10 +126,14 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def autocast(self) -> torch.autocast:
-        """Matrix products in the configured type."""
-        kind = getattr(torch, self.config.compute_dtype)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=kind is torch.bfloat16)
+    def autocast(self, sampling: bool = False) -> torch.autocast:
+        """Matrix products in the configured type, which sampling may have of its own.
+
+        Weights that are trained are cast once for as long as it lasts, so a rollout has a copy of them in its type.
+        """
+        own = self.config.rollout_dtype if sampling else None
+        kind = own or self.config.compute_dtype
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=kind == "bfloat16")
 
     # -- the reference -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ all given tokens through in one pass. The two see the same numbers, so replayed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from unison.policies import decode, tokens
+from unison.config import PolicyConfig, Recompute
+from unison.policies import blocks, decode, static, tokens
 from unison.policies.packing import packed
+from unison.policies.recompute import recomputed
 from unison.types import Sampling
 
 
@@ -156,6 +158,25 @@ class Rows:
         return (x, None) if self.unconditional is None else (x[: len(self.prefix)], x[len(self.prefix) :])
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How sampling computes, which changes no distribution but for rounding."""
+
+    width: int = 0
+    """Texts at a time; 0 takes all."""
+    exact_logits: bool = False
+    """Compute logits in the type of the head's weights, not in autocast's."""
+    compiled: bool = False
+    """Decode by `static.StaticStep`, compiled."""
+
+    @classmethod
+    def of(cls, config: PolicyConfig) -> Decoding:
+        return cls(config.rows_writing, config.rollout_dtype is not None, config.compile_decode)
+
+
+DEFAULT = Decoding()
+
+
 @torch.no_grad()
 def sample(
     network: nn.Module,
@@ -168,6 +189,7 @@ def sample(
     stop: int | None = None,
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
+    decoding: Decoding = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
@@ -182,6 +204,7 @@ def sample(
         stop: id that ends a row, None for continuations of fixed length.
         open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
         positions: of each prefix, as in `run_prefixes`.
+        decoding: how it is computed, whose width plays no part here (see `refill.sample`).
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
@@ -192,11 +215,11 @@ def sample(
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    with _decoder(network, done, branches, u.shape[1]) as step, packed(head):
+    with _decoder(network, done, branches, u.shape[1], decoding) as step, to_logits(head, decoding) as logits:
         for t in range(u.shape[1]):
             if t:
                 hidden = step(rows.repeat(embed(ids[-1])))
-            chosen, logp = _decide(head, hidden, rows, sampling, u[:, t])
+            chosen, logp = decide(logits, hidden, rows, sampling, u[:, t])
             ids.append(chosen)
             logps.append(logp)
             if stop is not None:
@@ -211,17 +234,34 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def _decoder(network: nn.Module, done: Prefixed, rows: Tensor, room: int) -> Iterator[Decode]:
-    """Continues prefix `rows[b]` in row b by up to `room` positions, one a call: with our own step where it fits the
-    network, else with the network's own forward."""
+def _decoder(
+    network: nn.Module, done: Prefixed, rows: Tensor, room: int, decoding: Decoding = DEFAULT
+) -> Iterator[Decode]:
+    """Continues prefix `rows[b]` in row b by up to `room` positions, one a call."""
     done.cache.continue_with(rows, room)
     visible = F.pad(done.visible[rows], (0, room), value=True)
-    lengths, filled = done.lengths[rows], done.visible.shape[1]
+    with continuing(network, decoding) as start:
+        yield start(done.cache, visible, done.lengths[rows], done.visible.shape[1])
+
+
+Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], decode.Decoder | _Forward | static.StaticStep]"
+"""A cache of rows with room, what they may see of it [B, S] bool, the positions that follow [B] and what is filled of S
+-> what decodes them."""
+
+
+@contextmanager
+def continuing(network: nn.Module, decoding: Decoding) -> Iterator[Start]:
+    """Inside it rows are continued with weights packed as they are now: by our own step where it fits the network, else
+    by the network's own forward; or, compiled, with the weights themselves."""
+    if decoding.compiled:
+        yield lambda cache, *where: static.StaticStep(network, cache.layers, *where, compiled=True)
+        return
     if decode.supports(network):
-        yield decode.Decoder(network, done.cache.layers, visible, lengths, filled)
+        weights = decode.pack(network)
+        yield lambda cache, *where: decode.Decoder(weights, cache.layers, *where)
         return
     with packed(network):
-        yield _Forward(network, done.cache, visible, lengths, filled)
+        yield lambda cache, *where: _Forward(network, cache, *where)
 
 
 @dataclass
@@ -229,7 +269,7 @@ class _Forward:
     """`decode.Decoder` for any network."""
 
     network: nn.Module
-    cache: PrefixCache
+    past: PrefixCache
     visible: Tensor  # [B, S] bool with room
     lengths: Tensor  # [B]
     filled: int
@@ -240,15 +280,58 @@ class _Forward:
         self.steps += 1
         # always a 4-D mask: else `transformers` asks the cache for one
         mask = self.visible[:, None, None, : self.filled + self.steps]
-        return run(self.network, x[:, None], mask, positions, self.cache)[:, -1]
+        return run(self.network, x[:, None], mask, positions, self.past)[:, -1]
+
+    def cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values so far. [B, K, S, D]"""
+        at = self.filled + self.steps
+        return [(k[:, :, :at], v[:, :, :at]) for k, v in self.past.layers]
 
 
-def _decide(
+@contextmanager
+def to_logits(head: Callable[[Tensor], Tensor], decoding: Decoding) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The head with packed weights, in autocast's type or in the weights' own."""
+    if not decoding.exact_logits:
+        with packed(head):
+            yield head
+        return
+    assert isinstance(head, nn.Module)
+    weight = next(head.parameters())
+    with ExitStack() as stack:
+        with torch.autocast(weight.device.type, enabled=False):  # weights are packed in the type that counts now
+            stack.enter_context(packed(head))
+
+        def in_own_type(hidden: Tensor) -> Tensor:
+            with torch.autocast(weight.device.type, enabled=False):
+                return head(hidden.to(weight.dtype))
+
+        yield in_own_type
+
+
+def decide(
     head: Callable[[Tensor], Tensor], hidden: Tensor, rows: Rows, sampling: Sampling, u: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Draws the next token of every row from its branches' states [B or 2B, D]; ids [B] and log-probabilities [B]."""
     conditional, unconditional = rows.split(head(hidden).float())
     ids, logp, _ = tokens.draw(conditional, unconditional, sampling, lambda logp: tokens.pick(logp, u))
     return ids, logp
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scoring computes, which changes no number but for rounding."""
+
+    recompute: Recompute = "never"
+    """Whether the layers compute the continuations' inner states once more in the backward pass."""
+    packed: bool = False
+    """In one sequence under a block mask (`blocks.states`), not in rows."""
+
+    @classmethod
+    def of(cls, config: PolicyConfig) -> Scoring:
+        return cls(config.recompute, config.attention == "flex")
+
+
+IN_ROWS = Scoring()
 
 
 def score(
@@ -261,26 +344,52 @@ def score(
     continuations: Sequence[Tensor],
     open_to_all: Sequence[Tensor] = (),
     positions: Sequence[Tensor] = (),
+    scoring: Scoring = IN_ROWS,
 ) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
         continuations: the ids of each row, each [L_b].
+        scoring: how it is computed.
         (others as in `sample`)
 
     Returns:
         each [L_b] float32
     """
+    if scoring.packed:
+        return _score_packed(network, prefixes, rows, embed, head, sampling, continuations, scoring)
     done = run_prefixes(network, prefixes, open_to_all, positions=positions)
     lengths = [len(ids) for ids in continuations]
     ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
-    hidden = continuation_states(network, done, rows, embed, ids)
+    with recomputed(network, rows.branches().numel() * ids.shape[1], scoring.recompute):
+        hidden = continuation_states(network, done, rows, embed, ids)
     conditional, unconditional = rows.split(hidden)
     mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
     flat = tokens.score(
         head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
     )
     return list(flat.split(lengths))
+
+
+def _score_packed(
+    network: nn.Module,
+    prefixes: Sequence[Tensor],
+    rows: Rows,
+    embed: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    sampling: Sampling,
+    continuations: Sequence[Tensor],
+    scoring: Scoring,
+) -> list[Tensor]:
+    """`score` in one sequence."""
+    lengths = [len(ids) for ids in continuations]
+    ids = [part.to(rows.prefix.device) for part in continuations]
+    every = ids if rows.unconditional is None else [*ids, *ids]
+    positions = sum(len(p) for p in prefixes) + sum(map(len, every))
+    with recomputed(network, positions, scoring.recompute):
+        hidden = torch.cat(blocks.states(network, prefixes, rows.branches(), embed, every))
+    conditional, unconditional = (hidden, None) if rows.unconditional is None else hidden.chunk(2)
+    return list(tokens.score(head, conditional, torch.cat(ids), sampling, unconditional).split(lengths))
 
 
 def continuation_states(

@@ -52,7 +52,7 @@ def supports(network: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's parts, and the keys and values that its K heads have of B rows."""
+    """A layer's parts."""
 
     attention_norm: nn.Module
     qkv: Product
@@ -61,8 +61,21 @@ class Layer:
     gate_up: Product
     act: nn.Module
     down: Product
-    keys: Tensor  # [B * K, S, D] float32
-    values: Tensor  # [B * K, S, D] in the type of the products
+    kind: torch.dtype  # of the products
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network whose weights have been packed as they were, in the type that autocast had then."""
+
+    network: llama.LlamaModel
+    layers: list[Layer]
+
+
+def pack(network: nn.Module) -> Packed:
+    """Packs a network that `supports` accepts."""
+    assert isinstance(network, llama.LlamaModel)
+    return Packed(network, [_layer(layer) for layer in network.layers])
 
 
 class Decoder:
@@ -70,60 +83,70 @@ class Decoder:
 
     def __init__(
         self,
-        network: nn.Module,
+        packed: Packed,
         cache: Sequence[tuple[Tensor, Tensor]],
         visible: Tensor,
         lengths: Tensor,
         filled: int,
     ) -> None:
-        """Packs the weights as they are now, in the type that autocast has now.
+        """Takes over the cache.
 
         Args:
-            network: one that `supports` accepts.
-            cache: each layer's keys and values [B, K, S, D]: prefixes, padded on the left, then room.
+            packed: the network.
+            cache: each layer's keys and values [B, K, S, D]: what went before, padded on the left, then room.
             visible: [B, S] bool, False at padding.
-            lengths: [B] of the prefixes without padding.
-            filled: S of the prefixes alone.
+            lengths: [B] positions that follow what went before, without padding.
+            filled: S of what went before alone.
         """
-        assert isinstance(network, llama.LlamaModel)
-        attention: Any = network.layers[0].self_attn
+        attention: Any = packed.network.layers[0].self_attn
         groups, (rows, room) = attention.num_key_value_groups, visible.shape
         self.scaling: float = attention.scaling
         self.width: int = attention.head_dim
         self.heads: int = attention.config.num_attention_heads
         self.key_heads = self.heads // groups
-        self.layers = [_layer(*parts) for parts in zip(network.layers, cache, strict=True)]
-        self.norm = network.norm
+        self.layers = packed.layers
+        # keys [B * K, S, D] float32 and values [B * K, S, D] in the type of the products, of every layer
+        kinds = [layer.kind for layer in packed.layers]
+        self.keys = [k.flatten(0, 1).to(kind).float() for (k, _), kind in zip(cache, kinds, strict=True)]
+        self.values = [v.flatten(0, 1).to(kind) for (_, v), kind in zip(cache, kinds, strict=True)]
+        self.norm = packed.network.norm
         self.filled = filled
         self.steps = 0
-        self.cos, self.sin = _angles(network, lengths, room - filled)
+        self.cos, self.sin = _angles(packed.network, lengths, room - filled)
         self.bias = _bias(visible, self.key_heads)
         # where in the table of all values, [B * K * S, D], the positions that each query head sees are; [B * H, S]
         tables = torch.arange(rows * self.key_heads, dtype=torch.int32, device=visible.device) * room
         at = torch.arange(room, dtype=torch.int32, device=visible.device)
         self.where = tables.repeat_interleave(groups)[:, None] + at
 
+    def cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values so far. [B, K, S, D]"""
+        at, shape = self.filled + self.steps, (-1, self.key_heads)
+        parts = zip(self.keys, self.values, strict=True)
+        return [(k.unflatten(0, shape)[:, :, :at], v.unflatten(0, shape)[:, :, :at]) for k, v in parts]
+
     def __call__(self, x: Tensor) -> Tensor:
         """Embeddings of the next position of each row -> its states. [B, D]"""
         cos, sin = self.cos[self.steps].to(x.dtype), self.sin[self.steps].to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # the products have their type already
-            for layer in self.layers:
-                x = x + layer.out(self._attention(layer, layer.qkv(_rms(layer.attention_norm, x)), cos, sin))
+            for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+                qkv = layer.qkv(_rms(layer.attention_norm, x))
+                x = x + layer.out(self._attention(keys, values, qkv, cos, sin))
                 gate, up = layer.gate_up(_rms(layer.mlp_norm, x)).chunk(2, -1)
                 x = x + layer.down(layer.act(gate) * up)
         self.steps += 1
         return _rms(self.norm, x)
 
-    def _attention(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attention(self, all_keys: Tensor, all_values: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Takes in the new position's keys and values, and attends with its queries. [B, H * D]"""
         at = self.filled + self.steps
         turned, values = qkv.unflatten(-1, (-1, self.width)).split([self.heads + self.key_heads, self.key_heads], 1)
         queries, keys = _rotate(turned, cos, sin).to(values.dtype).split([self.heads, self.key_heads], 1)
-        layer.keys[:, at] = keys.flatten(0, 1)
-        layer.values[:, at] = values.flatten(0, 1)
-        weights = self._weights(layer.keys[:, : at + 1], queries.float()).to(values.dtype)
+        all_keys[:, at] = keys.flatten(0, 1)
+        all_values[:, at] = values.flatten(0, 1)
+        weights = self._weights(all_keys[:, : at + 1], queries.float()).to(values.dtype)
         where = self.where[:, : at + 1]
-        mixed = F.embedding_bag(where, layer.values.flatten(0, 1), mode="sum", per_sample_weights=weights)
+        mixed = F.embedding_bag(where, all_values.flatten(0, 1), mode="sum", per_sample_weights=weights)
         return mixed.view(len(qkv), -1)
 
     def _weights(self, keys: Tensor, queries: Tensor) -> Tensor:
@@ -134,10 +157,9 @@ class Decoder:
         return scores.transpose(1, 2).reshape(-1, keys.shape[1]).softmax(-1)
 
 
-def _layer(layer: Any, cache: tuple[Tensor, Tensor]) -> Layer:
-    """A `LlamaDecoderLayer` with its cache."""
+def _layer(layer: Any) -> Layer:
+    """A `LlamaDecoderLayer`."""
     attention, mlp = layer.self_attn, layer.mlp
-    keys, values = (x.flatten(0, 1).to(compute_type(attention.q_proj.weight)) for x in cache)
     return Layer(
         attention_norm=layer.input_layernorm,
         qkv=product(attention.q_proj, attention.k_proj, attention.v_proj),
@@ -146,8 +168,7 @@ def _layer(layer: Any, cache: tuple[Tensor, Tensor]) -> Layer:
         gate_up=product(mlp.gate_proj, mlp.up_proj),
         act=mlp.act_fn,
         down=product(mlp.down_proj),
-        keys=keys.float(),
-        values=values,
+        kind=compute_type(attention.q_proj.weight),
     )
 
 

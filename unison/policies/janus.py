@@ -21,7 +21,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig
-from unison.policies import causal
+from unison.policies import blocks, causal, refill
 from unison.policies.base import (
     Policy,
     Target,
@@ -65,6 +65,7 @@ class Janus(Policy):
 
     family = "janus"
     abilities = frozenset({"write", "draw", "relax drawings"})
+    packs = True
     network: JanusForConditionalGeneration
 
     def __init__(self, network: JanusForConditionalGeneration, processor: JanusProcessor, config: PolicyConfig) -> None:
@@ -77,6 +78,8 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
+        if config.attention == "flex":
+            blocks.accept(network.model.language_model)
         self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
 
     @property
@@ -114,11 +117,17 @@ class Janus(Policy):
     ) -> list[Tokens]:
         length = sampling.max_tokens if modality == "text" else self.drawing_tokens
         stop = self.tokenizer.eos_token_id if modality == "text" else None
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
-            u = uniforms(seeds, length, self.device)
-            ids, logp = causal.sample(
-                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, u, stop
+            ids, logp = refill.sample(
+                self.network.model.language_model,
+                prefixes,
+                rows,
+                *self._embed_and_head(modality),
+                sampling,
+                uniforms(seeds, length, self.device),
+                stop,
+                decoding=causal.Decoding.of(self.config),
             )
         return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
@@ -140,7 +149,13 @@ class Janus(Policy):
             prefixes, rows = self._prefixes(contexts, modality, guided)
             ids = [action.ids for action in actions]
             return causal.score(
-                self.network.model.language_model, prefixes, rows, *self._embed_and_head(modality), sampling, ids
+                self.network.model.language_model,
+                prefixes,
+                rows,
+                *self._embed_and_head(modality),
+                sampling,
+                ids,
+                scoring=causal.Scoring.of(self.config),
             )
 
     def _embed_and_head(self, modality: Modality):

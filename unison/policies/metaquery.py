@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.policies import causal, diffusion, masked, noising, sde
+from unison.policies import causal, diffusion, masked, noising, refill, sde
 from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
 from unison.policies.metaquery_net import MetaQueryNetwork, Parts, read_parts, write_parts
 from unison.policies.metaquery_prompt import (
@@ -159,10 +159,20 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         stop = self.tokenizer.eos_token_id
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, places, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = causal.sample(self.decoder, prefixes, rows, *self._words, sampling, u, stop, positions=places)
+            ids, logp = refill.sample(
+                self.decoder,
+                prefixes,
+                rows,
+                *self._words,
+                sampling,
+                u,
+                stop,
+                positions=places,
+                decoding=causal.Decoding.of(self.config),
+            )
         return [sampled("text", i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
 
     def _score_replies(
@@ -171,7 +181,10 @@ class MetaQuery(Policy):
         with self.autocast():
             prefixes, places, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places)
+            way = causal.Scoring.of(self.config)
+            return causal.score(
+                self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places, scoring=way
+            )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] and positions [3, S] of every distinct context, and which each row continues."""
@@ -245,7 +258,7 @@ class MetaQuery(Policy):
         drawn: dict[int, Action] = {}
         for edit, rows in _by_edit(contexts, range(len(contexts))):
             own, theirs = [seeds[row] for row in rows], [contexts[row] for row in rows]
-            with self.autocast():
+            with self.autocast(sampling=True):
                 velocity = self._guided(theirs, sampling, edit)
                 starts = _of_first(theirs, own) if sampling.shared_start else own
                 x = sde.start(starts, self.network.latent_shape, self.device)

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.policies import causal, magvit, masked
+from unison.policies import causal, magvit, masked, refill
 from unison.policies.base import (
     Policy,
     Target,
@@ -117,11 +117,19 @@ class ShowO(Policy):
 
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
-        with self.autocast():
+        with self.autocast(sampling=True):
             prefixes, seen, rows = self._questions(contexts)
             u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = causal.sample(
-                self.decoder, prefixes, rows, *self._words, sampling, u, self.layout.eot, open_to_all=seen
+            ids, logp = refill.sample(
+                self.decoder,
+                prefixes,
+                rows,
+                *self._words,
+                sampling,
+                u,
+                self.layout.eot,
+                open_to_all=seen,
+                decoding=causal.Decoding.of(self.config),
             )
         return [sampled("text", i, p, self.layout.eot, sampling) for i, p in zip(ids, logp, strict=True)]
 
@@ -131,7 +139,10 @@ class ShowO(Policy):
         with self.autocast():
             prefixes, seen, rows = self._questions(contexts)
             ids = [action.ids for action in actions]
-            return causal.score(self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen)
+            way = causal.Scoring.of(self.config)
+            return causal.score(
+                self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen, scoring=way
+            )
 
     def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
         """Embeddings [S, D] of every distinct question, whom everyone sees in it [S], and which each row continues."""
@@ -247,7 +258,7 @@ class ShowO(Policy):
     @torch.no_grad()
     def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
         codes, size = self.layout.codes, (len(contexts), self.layout.image_tokens)
-        with self.autocast():
+        with self.autocast(sampling=True):
             reader, rows = self._prompts(contexts, guided=sampling.guidance != 1)
             chance = masked.RowChance(seeds, sampling.rounds, size[1], self.device)
             canvas = torch.full(size, codes, device=self.device)
