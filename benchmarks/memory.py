@@ -69,10 +69,10 @@ def _run(side: Side, problem: Problem) -> Measured:
     hidden, unconditional = (torch.randn(problem.decisions, width).requires_grad_() for _ in range(2))
     ids = torch.randint(problem.codes, (problem.decisions,))
     head(hidden[:1]).sum().backward()  # what the libraries set up at their first use is no part of the figure
-    before = _peak_megabytes()
+    before = peak_megabytes()
     logp = (tokens.score if side == "chunked" else score_whole)(head, hidden, ids, SAMPLING, unconditional)
     logp.mean().backward()
-    grown = _peak_megabytes() - before
+    grown = peak_megabytes() - before
     return Measured(grown, logp.mean().item(), _norm([*head.parameters(), hidden, unconditional]))
 
 
@@ -87,7 +87,10 @@ def _norm(leaves: list[Tensor]) -> float:
     return torch.cat([leaf.grad.flatten() for leaf in leaves if leaf.grad is not None]).norm().item()
 
 
-def _peak_megabytes() -> float:
+def peak_megabytes(anew: bool = False) -> float:
+    """The most resident memory that this process has had; `anew` counts from now on."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
     # not getrusage: there the peak of the parent process counts too
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]

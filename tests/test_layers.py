@@ -38,8 +38,8 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     ],
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
-        ["rollout", "checkpoint", "environment", "plan", "merge", "serve"],
-        ["evaluate"],
+        ["rollout", "checkpoint", "environment", "memory", "merge", "serve"],
+        ["evaluate", "plan"],
         ["drift", "retention", "suites suites.*"],
         ["report", "train_log", "chain"],
         ["compare", "harness"],
