@@ -40,7 +40,7 @@ from unison.world.pretrain_metaquery import build_metaquery
 MEGABYTE = 2**20
 HEADER = "| recipe | width | estimated MB | measured MB | estimated / measured | measured with glibc's settings |\n"
 HEADER += "|---|---|---|---|---|---|"
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "0"}
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Outcome:
 CASES = [
     Case(recipe, width)
     for recipe in ("corl/tiny-unified", "unirl/tiny-showo-grpo", "unirl-zero/tiny-draw")
-    for width in (384, 512)
+    for width in (320, 448)
 ]
 
 

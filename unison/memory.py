@@ -26,6 +26,7 @@ from unison.rewards.sizes import model_bytes
 
 if TYPE_CHECKING:
     from unison.policies.live import Program
+    from unison.policies.passes import Ends
     from unison.policies.shapes import Denoising, Sizes
 
 FLOAT = {"float32": 4, "bfloat16": 2}
@@ -97,6 +98,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
         "parameters": share * weights,
         "optimiser (AdamW)": share * 2 * trained,
         "reference": share * trained if kept else 0.0,
+        "moving average of the weights": share * trained if config.optim.ema_decay else 0.0,
         "reward models": rewards,
         **_exchange(network, layout, trained),
     }
@@ -219,7 +221,7 @@ class _Work:
     # -- updates -------------------------------------------------------------------------------------------------
 
     def update(self, gradients: float) -> dict[str, float]:
-        """Bytes of an update beside the gradients: texts come first, then, beside a copy of their gradient, drawings."""
+        """Bytes of an update beside the gradients: of texts, then, beside a copy of their gradient, of drawings."""
         optim, text, image = self.config.optim, self.replies(), self.drawings()
         relaxed, copy = self.relaxed(), gradients if optim.modality_grad_norms else 0.0
         late = copy if text and image else 0.0
@@ -254,7 +256,9 @@ class _Work:
         if "write" not in self.scenario.verbs:
             return 0.0
         length = self.config.scenario.text.max_tokens
-        return self._peak(replies(self._decoder, self._words, Continued(self.prompts, self.question, self.scored, length)))
+        return self._peak(
+            replies(self._decoder, self._words, Continued(self.prompts, self.question, self.scored, length))
+        )
 
     def drawings(self) -> float:
         """Bytes that scoring a micro-batch's drawings takes; none where no drawing is scored."""
@@ -268,8 +272,8 @@ class _Work:
     def _in_order(self, guided: bool, rows: int) -> float:
         from unison.policies.passes import Continued, replies
 
-        prompts = min(self._asked, rows)
-        return self._peak(replies(self._decoder, self._codes, Continued(prompts, PROMPT, rows, self.sizes.image_tokens, guided)))
+        sizes = Continued(min(self._asked, rows), PROMPT, rows, self.sizes.image_tokens, guided)
+        return self._peak(replies(self._decoder, self._codes, sizes))
 
     @property
     def _asked(self) -> int:
@@ -318,7 +322,8 @@ class _Work:
         image = self.config.scenario.image
         if self.config.objective.name == "sft":  # a given drawing is one state of itself
             return self.scored
-        return self.scored * (len(image.noisy_steps) or min(self.config.optim.scored_rounds or image.steps, image.steps))
+        steps = min(self.config.optim.scored_rounds or image.steps, image.steps)
+        return self.scored * (len(image.noisy_steps) or steps)
 
     def relaxed(self) -> float:
         """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the decoder with its
@@ -338,10 +343,10 @@ class _Work:
     def _decoder(self) -> nn.Module:
         return self.network.get_submodule(self.sizes.decoder)
 
-    def _words(self):
+    def _words(self) -> Ends:
         return self.sizes.write(self.network)
 
-    def _codes(self):
+    def _codes(self) -> Ends:
         assert self.sizes.draw, "drawings that are denoised have no tokens"
         return self.sizes.draw(self.network)
 

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,11 +22,13 @@ from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfi
 from unison.data import open_items, step_items
 from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate
+from unison.guards import NormGuard, complaint
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, totals
 from unison.policies import load_policy
-from unison.policies.base import MovingReference
+from unison.policies.base import WeightCopy, moving_reference
+from unison.profiling import traced
 from unison.report import write_report
 from unison.retention import Fall, Retention, falls
 from unison.rewards import load_rewards, score
@@ -35,6 +37,7 @@ from unison.rewards.normalise import Normaliser
 from unison.rollout import Finished, groups_of, most_telling, roll_out, tells
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds, windowed
+from unison.throughput import Throughput
 from unison.train_log import RunLog
 from unison.types import Item, Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
@@ -88,10 +91,13 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
         if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are on their device
-        self.moving = MovingReference(self.policy) if config.objective.reference_decay < 1 else None
-        states = (self.schedule, self.normaliser, self.moving)
+        self.moving = moving_reference(self.policy) if config.objective.reference_decay < 1 else None
+        self.average = WeightCopy(self.policy.network) if config.optim.ema_decay else None
+        self.guard = NormGuard(config.optim.max_norm_ratio)
+        guard = self.guard if config.optim.max_norm_ratio else None  # else it decides nothing
+        states = (self.schedule, self.normaliser, self.moving, self.average, guard)
         self.accelerator.register_for_checkpointing(*(state for state in states if state is not None))
-        self.log = RunLog(self.run, self.accelerator, config.optim.steps)
+        self.log = RunLog(self.run, self.accelerator, config.optim.steps, Throughput(config, self.policy))
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
         self.batches = 0  # of items that rollouts have taken
         self._resume() if resume else self._start()
@@ -104,7 +110,8 @@ class Trainer:
         if self.step == 0:
             self.evaluate(config.evaluation.items)
             self.save()
-        with self.log.progress(self.step):
+        profile = traced(self.run, config.profile, self.accelerator.process_index)
+        with self.log.progress(self.step), profile as step_is_over:
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
                 trajectories, reward_metrics, discarded = self.collect()
@@ -115,8 +122,12 @@ class Trainer:
                     update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
                 if self.moving:
                     self.moving.follow(config.objective.reference_decay)
+                if self.average:
+                    self.average.follow(config.optim.ema_decay)
                 spread |= {"discarded": float(discarded)}
                 self.log.step(self.step, reward_metrics, spread, update_metrics | replay_metrics, trajectories)
+                step_is_over()
+                self._stop_if_bad()
                 last = self.step == config.optim.steps
                 if last or (config.evaluation.every and self.step % config.evaluation.every == 0):
                     self.evaluate(config.evaluation.items if last else config.evaluation.during_items)
@@ -257,7 +268,7 @@ class Trainer:
         metrics |= self._global_sums({"loss": metrics["loss"]})
         self._sum_gradients()
         informative = self._any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
-        return metrics | self._apply(informative)
+        return metrics | self._apply(informative, metrics["loss"])
 
     def _objective(self, modality: Modality) -> ObjectiveConfig:
         """The settings of one modality, with the weight of the KL that the run has come to."""
@@ -301,26 +312,35 @@ class Trainer:
             group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
         )
 
-    def _apply(self, informative: bool) -> Metrics:
-        """Clips and steps; a step whose gradient is not finite, or says nothing, changes no weight and is counted."""
+    def _apply(self, informative: bool, loss: float) -> Metrics:
+        """Clips and steps; a step whose loss or gradient is not finite, whose gradient is out of proportion, or which
+        says nothing, changes no weight and is counted."""
         optim = self.config.optim
         norm = float(self.accelerator.clip_grad_norm_(self.trained, optim.max_grad_norm) or 0.0)
-        finite = math.isfinite(norm)
-        self.bad_steps = 0 if finite else self.bad_steps + 1
-        if finite and informative:
+        outlier = self.guard.is_outlier(norm)
+        good = math.isfinite(norm) and math.isfinite(loss) and not outlier
+        self.bad_steps = 0 if good else self.bad_steps + 1
+        if good and informative:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.bad_steps >= optim.max_bad_steps:
-            raise RuntimeError(
-                f"step {self.step}: the gradient was not finite {self.bad_steps} times in a row; the last good state "
-                f"is in {self.run / 'checkpoints' / 'last'}: lower optim.learning_rate, then `unison train --resume`"
-            )
         return {
             "grad_norm": norm,
             "learning_rate": float(self.schedule.get_last_lr()[0]),
-            "skipped_step": float(not finite),
+            "skipped_step": float(not good),
+            "outlier_step": float(outlier),
             "constant_step": float(not informative),
         }
+
+    def _stop_if_bad(self) -> None:
+        """
+        Raises:
+            RuntimeError: too many updates in a row were skipped; the run can be resumed after the last of them.
+        """
+        bad = self.bad_steps
+        if bad >= self.config.optim.max_bad_steps:
+            self.bad_steps = 0
+            self.save()
+            raise RuntimeError(complaint(bad, self.step, str(self.run / "checkpoints" / "last")))
 
     # -- processes -----------------------------------------------------------------------------------------------
 
@@ -352,12 +372,16 @@ class Trainer:
         return bool(self.accelerator.reduce(own, "sum"))  # type: ignore[arg-type]
 
     def _norm_since(self, before: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Norm of the gradient added by all processes since the copy `before`, and a copy of the own present one."""
-        now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.trained]
-        added = [n - b for n, b in zip(now, before, strict=True)] if before else now
-        if self.accelerator.num_processes > 1:
-            added = [self.accelerator.reduce(x, "sum") for x in added]
-        return float(torch.nn.utils.get_total_norm(added)), now
+        """Norm of the gradient added by all processes since the copy `before`, and a copy of the own present one: the
+        same, brought up to date, so that no more than one is ever held."""
+        norms, now = [], before or [torch.zeros_like(p) for p in self.trained]
+        for parameter, copy in zip(self.trained, now, strict=True):
+            added = -copy if parameter.grad is None else parameter.grad.detach() - copy
+            copy.add_(added)
+            if self.accelerator.num_processes > 1:
+                added = self.accelerator.reduce(added, "sum")
+            norms.append(torch.linalg.vector_norm(added))  # type: ignore[arg-type]
+        return float(torch.linalg.vector_norm(torch.stack(norms))), now
 
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
 
@@ -368,7 +392,8 @@ class Trainer:
             items = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
             pictures = Pictures(self.run, f"eval/{self.step:06d}")
             settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
-            result = evaluate(self.policy, items, *settings, self.retention.probe)
+            with self._exported():
+                result = evaluate(self.policy, items, *settings, self.retention.probe)
         self._guard(result)
         if self.accelerator.is_main_process:
             result.save(self.run / "eval")
@@ -376,8 +401,15 @@ class Trainer:
             quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
             if self.step and quality > self.best:
                 self.best = quality
-                checkpoint.export(self.policy, self.run, "best")
+                with self._exported():
+                    checkpoint.export(self.policy, self.run, "best")
         return result
+
+    def _exported(self) -> AbstractContextManager[None]:
+        """Inside it the policy has the weights that are evaluated and exported."""
+        if self.config.optim.exported == "average" and self.average:
+            return self.average.in_place()
+        return nullcontext()
 
     def _guard(self, result: Evaluation) -> None:
         """Reacts where a watched figure has fallen since the first evaluation."""
@@ -399,7 +431,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.log.close()
             write_report(self.run)
-            checkpoint.export(self.policy, self.run, "final")  # last: it is what says that a run is finished
+            with self._exported():
+                checkpoint.export(self.policy, self.run, "final")  # last: it is what says that a run is finished
         self.accelerator.wait_for_everyone()  # the next stage of a chain starts from what was exported
         self.accelerator.end_training()
         return self.run

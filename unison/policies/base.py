@@ -38,7 +38,7 @@ class Policy(nn.Module):
         super().__init__()
         self.network = network
         self.config = config
-        self._frozen_copy: dict[str, Tensor] = {}
+        self._frozen_copy: WeightCopy | None = None
         self._adapted: list[Any] = []  # the peft wrapper, in a list so that its weights are not registered twice
         select_trained(network, config.frozen)
         if config.lora_rank:
@@ -99,6 +99,19 @@ class Policy(nn.Module):
         """Writes a plain checkpoint that the model's own library loads, adapters merged."""
         raise NotImplementedError
 
+    @property
+    def decoder(self) -> Any:
+        """The language model's `transformers` decoder over embeddings."""
+        raise NotImplementedError
+
+    def reads(self, action: Action) -> tuple[nn.Module, int]:
+        """The network that decides an action, and how many positions sampling it sends through that network, of all
+        branches of guidance and without the prompt: every token once, or every round a whole canvas."""
+        tokens = tokens_of(action)
+        rounds = len(tokens.order.unique())
+        branches = 2 if tokens.modality == "image" and tokens.sampling.guidance != 1 else 1
+        return self.decoder, branches * len(tokens) * (1 if rounds == len(tokens) else rounds)
+
     def require(self, verb: str, why: str) -> None:
         """Checks an ability before training starts.
 
@@ -125,7 +138,7 @@ class Policy(nn.Module):
     def keep_reference(self, moving: bool = False) -> None:
         """Remembers the present weights as the reference; adapters need no copy unless it is to move."""
         if moving or not self._adapted:
-            self._frozen_copy = {n: p.detach().clone() for n, p in self.network.named_parameters() if p.requires_grad}
+            self._frozen_copy = WeightCopy(self.network)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the policy is the frozen reference: adapters off, or the remembered weights in place.
@@ -134,13 +147,22 @@ class Policy(nn.Module):
             RuntimeError: no reference was kept.
         """
         if self._frozen_copy:
-            return self._swapped()
+            return self._frozen_copy.in_place()
         if not self._adapted:
             raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
         return self._adapted[0].disable_adapter()
 
+
+class WeightCopy:
+    """A copy of a network's trained weights as they are now; it can take their place and follow them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._copy = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+
     @contextmanager
-    def _swapped(self) -> Iterator[None]:
+    def in_place(self) -> Iterator[None]:
+        """Inside it the network has the copied weights."""
         self._swap()
         try:
             yield
@@ -148,34 +170,33 @@ class Policy(nn.Module):
             self._swap()
 
     def _swap(self) -> None:
-        parameters = dict(self.network.named_parameters())
-        for name, copy in self._frozen_copy.items():
-            parameters[name].data, self._frozen_copy[name] = copy, parameters[name].data
-
-
-class MovingReference:
-    """A policy's reference as a state of the run, which is saved with it: it follows the trained weights.
-
-    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        policy.keep_reference(moving=True)
-        self._policy = policy
+        parameters = dict(self._network.named_parameters())
+        for name, copy in self._copy.items():
+            parameters[name].data, self._copy[name] = copy, parameters[name].data
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """The reference becomes `decay` of itself and for the rest the trained weights."""
-        parameters = dict(self._policy.network.named_parameters())
-        for name, copy in self.state_dict().items():
+        """The copy becomes `decay` of itself and for the rest the trained weights."""
+        parameters = dict(self._network.named_parameters())
+        for name, copy in self._copy.items():
             copy.lerp_(parameters[name], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._policy._frozen_copy
+        return self._copy
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, copy in self.state_dict().items():
+        for name, copy in self._copy.items():
             copy.copy_(state[name])
+
+
+def moving_reference(policy: Policy) -> WeightCopy:
+    """The policy's reference as a state of the run, which is saved with it and follows the trained weights.
+
+    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
+    """
+    policy.keep_reference(moving=True)
+    assert policy._frozen_copy
+    return policy._frozen_copy
 
 
 def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:

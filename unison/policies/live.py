@@ -57,10 +57,10 @@ class _Whole(nn.Module):
 
     def __init__(self, network: nn.Module, program: Program, bfloat16: bool) -> None:
         super().__init__()
-        self.network, self.program, self.bfloat16 = network, program, bfloat16
+        self.network, self.program, self.in_bfloat16 = network, program, bfloat16
 
     def forward(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.in_bfloat16):
             result = self.program()
         if result.requires_grad:
             result.sum().backward()

@@ -1,4 +1,4 @@
-"""Scoring passes on tensors without data, for `live.peak_bytes`: the code that scores actions, given counts for data."""
+"""Scoring passes on tensors without data, for `live.peak_bytes`: the code that scores, given counts for data."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from unison.config import EvalConfig, ScenarioConfig, check_sampling
+from unison.config import EvalConfig, ScenarioConfig
+from unison.config_checks import check_sampling
 from unison.data import WorldItems
 from unison.evaluate import EVAL_SEED, Pictures, by_task, evaluate
 from unison.suites.common import Cuts, Job, Record, Result, cuts
