@@ -13,8 +13,9 @@ Guidance of a drawing is u + w (c - u); that of an edit, with i seeing the sourc
 so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
 
 Supervised, a picture is one noisy state of itself: `encode` draws noise, a level sigmoid(N(0, 1)) in the time shift of
-the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss (`noising.py`). A drawing of the policy's own can
-be scored so too, at the levels of its schedule and with nothing hidden (`optim.scoring` "noised").
+the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss
+(`noising.py`). A drawing of the policy's own can be scored so too, at the levels of its schedule and with nothing
+hidden (`optim.scoring` "noised").
 
 Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing, guidance and its training.
 """

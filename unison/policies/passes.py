@@ -44,8 +44,12 @@ class Continued:
 
     def read(self, decoder: Any, end: int | None = None) -> causal.Prefixed:
         """The prompts after their pass."""
-        embeds = torch.empty(self.prompt, decoder.config.hidden_size)
+        embeds = _embeds(decoder, self.prompt)
         return causal.run_prefixes(decoder, [embeds] * (self.prompts + self.guided), end=end)
+
+
+def _embeds(decoder: Any, count: int) -> Tensor:
+    return torch.empty(count, decoder.config.hidden_size, dtype=next(decoder.parameters()).dtype)
 
 
 def replies(decoder: nn.Module, ends: Callable[[], Ends], sizes: Continued) -> Program:
@@ -125,7 +129,7 @@ def denoised(network: MetaQueryNetwork, sizes: Denoised) -> Program:
 def _velocity(network: MetaQueryNetwork, sizes: Denoised) -> Guided:
     decoder: Any = network.qwen.model.language_model
     queries = network.bridge.queries["edit" if sizes.edits else "draw"]
-    embeds = torch.cat([torch.empty(sizes.prompt, decoder.config.hidden_size), queries])
+    embeds = torch.cat([_embeds(decoder, sizes.prompt), queries])
     states = causal.run_prefixes(decoder, [embeds] * sizes.prompts, keep=False).hidden
     context, pooled = network.bridge(states[:, -len(queries) :])
     latents = torch.empty(sizes.drawings, *network.latent_shape)
