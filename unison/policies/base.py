@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Scored, Tokens
+from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,16 +101,18 @@ class Policy(nn.Module):
 
     @property
     def decoder(self) -> Any:
-        """The language model's `transformers` decoder over embeddings."""
-        raise NotImplementedError
+        """What reads tokens: of several parts the language model's `transformers` decoder over embeddings."""
+        return self.network
 
     def reads(self, action: Action) -> tuple[nn.Module, int]:
         """The network that decides an action, and how many positions sampling it sends through that network, of all
-        branches of guidance and without the prompt: every token once, or every round a whole canvas."""
-        tokens = tokens_of(action)
-        rounds = len(tokens.order.unique())
-        branches = 2 if tokens.modality == "image" and tokens.sampling.guidance != 1 else 1
-        return self.decoder, branches * len(tokens) * (1 if rounds == len(tokens) else rounds)
+        branches of guidance and without the prompt: every token once, every round a whole canvas, every denoising step
+        the whole latent."""
+        branches = 2 if action.modality == "image" and action.sampling.guidance != 1 else 1
+        if isinstance(action, Latents):
+            return self.network, branches * len(action) * action.path.shape[-2] * action.path.shape[-1]
+        rounds = len(action.order.unique())
+        return self.decoder, branches * len(action) * (1 if rounds == len(action) else rounds)
 
     def require(self, verb: str, why: str) -> None:
         """Checks an ability before training starts.
