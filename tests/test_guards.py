@@ -86,7 +86,7 @@ def test_a_run_that_stops_for_bad_steps_goes_on_after_them(
 
 def test_a_reward_that_is_not_a_number_is_named_with_the_item():
     action = tokens(2)
-    siblings = [Trajectory(Item(id=name, prompt="a"), [Turn(Context(("a",)), action)]) for name in ("one", "two")]
+    siblings = [Trajectory(Item(id=name, prompt="a"), (Turn(Context(("a",)), action),)) for name in ("one", "two")]
     with pytest.raises(RuntimeError, match=r"reward 'odd' failed: it returned nan for item 'two'"):
         score(siblings, {"odd": lambda ts, policy: [1.0, float("nan")]}, {"odd": 1.0})
 
@@ -149,7 +149,7 @@ def test_a_token_costs_two_operations_a_weight_to_sample_and_six_to_train(policy
     trained = Throughput(config, policy)
     assert trained.flops(tokens(10)) == 10 * weights * (2 + 6)
     assert trained.flops(tokens(10, guidance=5.0)) == 2 * 10 * weights * (2 + 6)
-    row = Trajectory(Item(id="a"), [Turn(Context(("a",)), tokens(10))])
+    row = Trajectory(Item(id="a"), (Turn(Context(("a",)), tokens(10)),))
     speed = trained.of_step([row, row], {"rollout": 1.0, "update": 3.0, "evaluation": 100.0})
     assert speed == pytest.approx(
         {"tokens_per_second": 5, "images_per_second": 0.5, "mfu": 2 * 80 * weights / 4 / 1e12}, rel=1e-9
