@@ -109,7 +109,7 @@ def test_scoring_more_rounds_costs_no_more_memory_than_a_chunk_of_them():
 
 
 def test_a_smaller_share_of_show_os_memory_is_relaxation_without_guidance():
-    run = unirl.tiny_showo_sft()
+    run = unirl.show_o_512_sft()
     guided = replace(run.scenario, image=replace(run.scenario.image, score_conditional=False))
     one, two = (relaxed(r) for r in (run, replace(run, scenario=guided)))
     assert 0 < one < two < 2 * one
