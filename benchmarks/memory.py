@@ -87,8 +87,10 @@ def _norm(leaves: list[Tensor]) -> float:
     return torch.cat([leaf.grad.flatten() for leaf in leaves if leaf.grad is not None]).norm().item()
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process so far, of Linux."""
+def peak_megabytes(anew: bool = False) -> float:
+    """Peak resident memory of this process, of Linux; `anew` counts from now on."""
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
     # not getrusage: there the peak of the parent process counts too
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]

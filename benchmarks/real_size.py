@@ -20,7 +20,8 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from unison import recipes
 from unison.config import EvalConfig, RunConfig
-from unison.plan import GIB, estimate_memory
+from unison.memory import estimate_memory
+from unison.plan import GIB
 from unison.policies.shapes import JANUS
 from unison.train import Trainer
 from unison.world.pretrain import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
@@ -98,7 +99,7 @@ def main(args: Args) -> None:
     """Writes the weights, trains, prints seconds of each phase and memory."""
     config = configured(args)
     write_random_janus(JANUS[named(args.recipe).policy.path].config(), args.out / "checkpoint")
-    estimate = estimate_memory(config)["sum"]
+    estimate = estimate_memory(config).peak
     trainer = Trainer(config)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

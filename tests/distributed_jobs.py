@@ -109,7 +109,8 @@ def run(job: Job) -> Trainer:
 
 def held(trainer: Trainer) -> float:
     """What share of the trained weights, of their two moments and of the reference lies on this process."""
-    trained, reference = trainer.weights.trained.values(), trainer.policy._frozen_copy.values()
+    assert trainer.policy._frozen_copy
+    trained, reference = trainer.weights.trained.values(), trainer.policy._frozen_copy.state_dict().values()
     moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     tensors = [*trained, *moments, *reference]
     own = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]

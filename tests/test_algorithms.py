@@ -37,7 +37,7 @@ from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
 from unison.objectives.nft import nft
 from unison.policies import noising
-from unison.policies.base import MovingReference
+from unison.policies.base import moving_reference
 from unison.recipes import corl, find
 from unison.recipes.algorithms import ALGORITHMS, summary, trained_by
 from unison.rewards.text import overlong
@@ -250,7 +250,7 @@ def test_the_divergence_of_given_drawings_is_the_distance_of_velocities(sketcher
 
 
 def test_a_moving_reference_follows_the_trained_weights(sketcher: Sketcher) -> None:
-    moving = MovingReference(sketcher)
+    moving = moving_reference(sketcher)
     before = {name: p.detach().clone() for name, p in sketcher.network.named_parameters()}
     with torch.no_grad():
         for parameter in sketcher.network.parameters():

@@ -13,7 +13,7 @@ import torch
 
 from unison.config import EvalConfig, PolicyConfig, RunConfig, ScenarioConfig
 from unison.evaluate import evaluate
-from unison.plan import estimate_memory
+from unison.memory import estimate_memory
 from unison.policies.base import Policy
 from unison.recipes import unirl
 from unison.rewards.text import accuracy
@@ -155,7 +155,8 @@ def test_a_run_trains_what_the_answerer_leaves_to_train(answerer: Any, checkpoin
 def test_the_reference_has_its_place_in_the_memory(checkpoint: Path, tmp_path: Path) -> None:
     runs = (small(checkpoint, tmp_path, answerer) for answerer in ("policy", "both"))
     own, judged = (
-        estimate_memory(replace(run, objective=replace(run.objective, kl_beta=0.0)))["reference"] for run in runs
+        estimate_memory(replace(run, objective=replace(run.objective, kl_beta=0.0))).lasting["reference"]
+        for run in runs
     )
     assert own == 0 < judged
 

@@ -97,7 +97,21 @@ def test_a_reward_may_be_given_an_endpoint_which_is_tried(
     assert "write http://host:port/v1#model" in shown
 
 
-@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_a_dry_run_plans_for_many_processes_and_a_run_takes_no_such_plan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ("train", "corl/tiny-unified", "--processes", "4", "--strategy", "fsdp2")
+    run(monkeypatch, *words, "--dry-run")
+    shown = capsys.readouterr().out
+    assert "memory of one process of 4 (fsdp2)" in shown
+    for line in ("parameters", "gradients", "optimiser", "reference", "keys and values", "reward models", "peak"):
+        assert line in shown
+    assert "are of --dry-run" in fails(monkeypatch, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if "tiny" in name else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES]
+)
 def test_every_recipe_passes_a_dry_run_without_a_download(
     recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

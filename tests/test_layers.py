@@ -19,7 +19,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 # Names are relative to `unison`, the package itself being "". A module's place is the first pattern it fits.
 LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups of space-separated patterns
-    "L0 nouns": [[" types config"]],
+    "L0 nouns": [[" types config config_checks"]],
     "L1 pure maths": [
         [
             "policies.tokens policies.sde",
@@ -43,15 +43,15 @@ LAYERS: dict[str, list[list[str]]] = {  # layer -> rows, bottom first -> groups 
     "L3 scenarios": [["scenarios scenarios.*"]],
     "L4 the parts of a run": [
         ["distributed"],
-        ["rollout", "checkpoint", "environment", "plan", "merge", "serve"],
-        ["evaluate"],
+        ["rollout", "checkpoint", "environment", "memory", "guards", "throughput", "profiling", "merge", "serve"],
+        ["evaluate", "plan"],
         ["drift", "retention", "suites suites.*"],
         ["report", "train_log", "chain"],
         ["compare", "harness"],
         ["harness_model"],
     ],
     "L5 training": [["train", "world.pretrain*"]],
-    "L6 what is run": [["recipes recipes.*"], ["cli"], ["__main__"]],
+    "L6 what is run": [["recipes recipes.*"], ["cli_train", "cli_eval"], ["cli"], ["__main__"]],
 }
 SEPARATE = ("policies", "rewards", "objectives")
 # importer, imported: pairs that the rows would allow

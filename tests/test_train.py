@@ -161,9 +161,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_stops_the_run_in_t
     trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
     monkeypatch.setattr("unison.train.decision_weights", lambda mask, *_: mask * torch.nan)
     before = weights(trainer)
-    with pytest.raises(RuntimeError, match=r"not finite 2 times in a row.*optim\.learning_rate"):
+    with pytest.raises(RuntimeError, match=r"2 times in a row .*not finite.*optim\.learning_rate"):
         trainer.train()
-    assert [row["skipped_step"] for row in metrics(trainer.run)] == [1]
+    assert [row["skipped_step"] for row in metrics(trainer.run)] == [1, 1]
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
     assert (trainer.run / "checkpoints" / "last" / "state.json").exists()
 

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from unison.config import DistributedConfig
-from unison.policies.base import Policy
+from unison.policies.base import Policy, WeightCopy
 from unison.types import Metrics
 
 T = TypeVar("T")
@@ -126,9 +126,9 @@ class Weights(Protocol):
         """Inside it the policy computes on each process as if it were alone; with `reference`, the reference too."""
         ...
 
-    def summed(self) -> list[Tensor]:
-        """The gradients of `trained` so far, summed over processes, each as its parameter lies; to be called in
-        `whole`. Gradients stay as they are."""
+    def summed(self) -> Iterator[Tensor]:
+        """The gradients of `trained` so far, summed over processes, one after another, each as its parameter lies; to
+        be called in `whole`. Gradients stay as they are."""
         ...
 
     def add_up(self) -> None:
@@ -139,7 +139,7 @@ class Weights(Protocol):
         """Scales the summed gradients down to this norm; returns the norm that they had."""
         ...
 
-    def prepare(self, optimizer: torch.optim.Optimizer, moving: Any) -> Any:
+    def prepare(self, optimizer: torch.optim.Optimizer, moving: WeightCopy | None) -> Any:
         """The optimiser as it is to be used; its states, and a reference that moves, belong to checkpoints from now
         on."""
         ...
@@ -174,9 +174,10 @@ class Replicas:
     def whole(self, reference: bool = False) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def summed(self) -> list[Tensor]:
-        gradients = [_gradient(p) for p in self.trained.values()]
-        return gradients if self.processes.count == 1 else [self._sum(g) for g in gradients]
+    def summed(self) -> Iterator[Tensor]:
+        for parameter in self.trained.values():
+            own = _gradient(parameter)
+            yield own if self.processes.count == 1 else self._sum(own)
 
     def add_up(self) -> None:
         if self.processes.count == 1:
@@ -191,7 +192,7 @@ class Replicas:
     def clip(self, largest: float) -> float:
         return float(self.accelerator.clip_grad_norm_(list(self.trained.values()), largest) or 0.0)
 
-    def prepare(self, optimizer: torch.optim.Optimizer, moving: Any) -> Any:
+    def prepare(self, optimizer: torch.optim.Optimizer, moving: WeightCopy | None) -> Any:
         if moving is not None:
             self.accelerator.register_for_checkpointing(moving)
         return self.accelerator.prepare_optimizer(optimizer)
@@ -221,8 +222,8 @@ class Shards:
         _copy_first(policy, processes)
         self.mesh: DeviceMesh | None = None
         self.parts: list[FSDPModule] = []
-        self.kept: dict[str, Tensor] | None = None  # the reference's shards while it is whole
-        self.moving = False
+        self.kept: WeightCopy | None = None  # the reference's shards while it is whole
+        self.moving: WeightCopy | None = None
         if processes.count == 1:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # and so it shall be
         else:
@@ -244,9 +245,9 @@ class Shards:
     def whole(self, reference: bool = False) -> Iterator[None]:
         for part in self.parts:
             part.unshard()
-        if reference and self.mesh:
+        if reference and self.mesh and self.policy._frozen_copy:
             self.kept = self.policy._frozen_copy
-            self.policy._frozen_copy = {name: whole_tensor(copy) for name, copy in self.kept.items()}
+            self.policy._frozen_copy = self.kept.each(whole_tensor)
         try:
             yield
         finally:
@@ -259,8 +260,9 @@ class Shards:
         for part in self.parts:
             part.reshard()
 
-    def summed(self) -> list[Tensor]:
-        return [self._scattered(_gradient(p)) for p in trained_of(self.policy).values()]
+    def summed(self) -> Iterator[Tensor]:
+        for parameter in trained_of(self.policy).values():
+            yield self._scattered(_gradient(parameter))
 
     def add_up(self) -> None:
         if not self.mesh:
@@ -289,8 +291,8 @@ class Shards:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, total)
         return float(total)
 
-    def prepare(self, optimizer: torch.optim.Optimizer, moving: Any) -> Any:
-        self.optimizer, self.moving = optimizer, moving is not None
+    def prepare(self, optimizer: torch.optim.Optimizer, moving: WeightCopy | None) -> Any:
+        self.optimizer, self.moving = optimizer, moving
         for parameter in self.trained.values():  # as AdamW would begin them, so that they can be loaded into
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
@@ -316,7 +318,7 @@ class Shards:
         weights = {name: p.detach() for name, p in self.trained.items()}
         moments = {name: self.optimizer.state[p] for name, p in self.trained.items()}
         state = {"weights": weights, "optimizer": moments}
-        return state | ({"reference": self.policy._frozen_copy} if self.moving else {})
+        return state | ({"reference": self.moving.state_dict()} if self.moving else {})
 
     def exported(self) -> Policy:
         if not self.mesh:
@@ -339,9 +341,10 @@ def trained_of(policy: Policy) -> dict[str, nn.Parameter]:
     return {name: p for name, p in policy.network.named_parameters() if p.requires_grad}
 
 
-def norm(tensors: Sequence[Tensor]) -> float:
+def norm(tensors: Iterable[Tensor]) -> float:
     """The norm of all tensors together, whole or in shards."""
-    return float(whole_tensor(torch.nn.utils.get_total_norm(tensors)))
+    single = [whole_tensor(torch.linalg.vector_norm(tensor)) for tensor in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(single)))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -401,11 +401,20 @@ def metric_charts(rows: Sequence[Row]) -> tuple[dict[str, list[dict[str, Any]]],
     return {title: charts for title, charts in sections.items() if charts}, zero
 
 
+SPEEDS = (
+    ("Tokens per second", "sampled and trained", ("tokens_per_second",)),
+    ("Images per second", "sampled and trained", ("images_per_second",)),
+    ("Model FLOP utilisation", "share of the device's peak", ("mfu",)),
+)
+
+
 def time_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Seconds of each phase over the steps; phases that only some steps have are in the total alone."""
+    """Seconds of each phase over the steps, and what was done in them; phases that only some steps have are in the
+    total alone."""
     x, columns = _columns(rows)
-    lines = [Line(k, x, columns[k]) for k in PHASES[:3] if k in columns]
-    return [chart("Seconds per step", "by phase", lines)] if lines else []
+    drawn = (("Seconds per step", "by phase", PHASES[:3]), *SPEEDS)
+    lines = {(title, about): [Line(k, x, columns[k]) for k in names if k in columns] for title, about, names in drawn}
+    return [chart(*heads, some) for heads, some in lines.items() if some]
 
 
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,13 @@ from unison.data import open_items, step_items
 from unison.distributed import Processes
 from unison.environment import describe
 from unison.evaluate import Evaluation, Pictures, evaluate, joined
+from unison.guards import NormGuard, complaint
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_weights, sampling_difference, totals
 from unison.policies import load_policy
-from unison.policies.base import MovingReference
+from unison.policies.base import WeightCopy, moving_reference
+from unison.profiling import traced
 from unison.report import write_report
 from unison.retention import Retention, falls
 from unison.rewards import judge, load_rewards, weigh
@@ -34,6 +36,7 @@ from unison.rewards.normalise import Normaliser
 from unison.rollout import Finished, groups_of, most_telling, roll_out, tells
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds, windowed
+from unison.throughput import Throughput
 from unison.train_log import RunLog
 from unison.types import Item, Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
@@ -91,10 +94,14 @@ class Trainer:
         optimizer, self.schedule = build_optimizer(self.weights.trained.items(), config.optim)
         if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are where they belong
-        self.moving = MovingReference(self.policy) if config.objective.reference_decay < 1 else None
+        self.moving = moving_reference(self.policy) if config.objective.reference_decay < 1 else None
         self.optimizer = self.weights.prepare(optimizer, self.moving)
-        self.accelerator.register_for_checkpointing(self.schedule, self.normaliser)
-        self.log = RunLog(self.run, self.accelerator, config.optim.steps)
+        self.average = WeightCopy(self.policy.network) if config.optim.ema_decay else None
+        self.guard = NormGuard(config.optim.max_norm_ratio)
+        guard = self.guard if config.optim.max_norm_ratio else None  # else it decides nothing
+        states = (self.schedule, self.normaliser, self.average, guard)
+        self.accelerator.register_for_checkpointing(*(state for state in states if state is not None))
+        self.log = RunLog(self.run, self.accelerator, config.optim.steps, Throughput(config, self.policy))
         self.step, self.bad_steps, self.best = 0, 0, -math.inf
         self.batches = 0  # of items that rollouts have taken
         self._resume() if resume else self._start()
@@ -107,7 +114,8 @@ class Trainer:
         if self.step == 0:
             self.evaluate(config.evaluation.items)
             self.save()
-        with self.log.progress(self.step):
+        profile = traced(self.run, config.profile, self.processes.index)
+        with self.log.progress(self.step), profile as step_is_over:
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
                 with self.weights.whole(reference=config.rolls_out_reference):
@@ -119,8 +127,12 @@ class Trainer:
                     update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
                 if self.moving:
                     self.moving.follow(config.objective.reference_decay)
+                if self.average:
+                    self.average.follow(config.optim.ema_decay)
                 spread |= {"discarded": float(discarded)}
                 self.log.step(self.step, reward_metrics, spread, update_metrics | replay_metrics, trajectories)
+                step_is_over()
+                self._stop_if_bad()
                 last = self.step == config.optim.steps
                 if last or (config.evaluation.every and self.step % config.evaluation.every == 0):
                     self.evaluate(config.evaluation.items if last else config.evaluation.during_items)
@@ -247,7 +259,7 @@ class Trainer:
             metrics = self._accumulate(groups, compared)
             self.weights.add_up()
         informative = self.processes.any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
-        return metrics | self._apply(informative)
+        return metrics | self._apply(informative, metrics["loss"])
 
     @torch.no_grad()
     def _compared(self, groups: Sequence[Sequence[Sample]]) -> dict[Modality, list[Compared]]:
@@ -334,32 +346,47 @@ class Trainer:
             group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
         )
 
-    def _apply(self, informative: bool) -> Metrics:
-        """Clips and steps; a step whose gradient is not finite, or says nothing, changes no weight and is counted."""
+    def _apply(self, informative: bool, loss: float) -> Metrics:
+        """Clips and steps; a step whose loss or gradient is not finite, whose gradient is out of proportion, or which
+        says nothing, changes no weight and is counted."""
         optim = self.config.optim
         norm = self.weights.clip(optim.max_grad_norm)
-        finite = math.isfinite(norm)
-        self.bad_steps = 0 if finite else self.bad_steps + 1
-        if finite and informative:
+        outlier = self.guard.is_outlier(norm)
+        good = math.isfinite(norm) and math.isfinite(loss) and not outlier
+        self.bad_steps = 0 if good else self.bad_steps + 1
+        if good and informative:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.bad_steps >= optim.max_bad_steps:
-            raise RuntimeError(
-                f"step {self.step}: the gradient was not finite {self.bad_steps} times in a row; the last good state "
-                f"is in {self.run / 'checkpoints' / 'last'}: lower optim.learning_rate, then `unison train --resume`"
-            )
         return {
             "grad_norm": norm,
             "learning_rate": float(self.schedule.get_last_lr()[0]),
-            "skipped_step": float(not finite),
+            "skipped_step": float(not good),
+            "outlier_step": float(outlier),
             "constant_step": float(not informative),
         }
 
+    def _stop_if_bad(self) -> None:
+        """
+        Raises:
+            RuntimeError: too many updates in a row were skipped; the run can be resumed after the last of them.
+        """
+        bad = self.bad_steps
+        if bad >= self.config.optim.max_bad_steps:
+            self.bad_steps = 0
+            self.save()
+            raise RuntimeError(complaint(bad, self.step, str(self.run / "checkpoints" / "last")))
+
     def _norm_since(self, before: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Norm of the gradient added by all processes since it was `before`, and the present one."""
-        now = self.weights.summed()
-        added = [n - b for n, b in zip(now, before, strict=True)] if before else now
-        return distributed.norm(added), now
+        """Norm of the gradient added by all processes since it was `before`, and the present one in its place, so that
+        no more than one copy is ever held."""
+        first = not before
+
+        def added() -> Iterator[Tensor]:
+            for number, total in enumerate(self.weights.summed()):
+                yield total if first else total - before[number]
+                before[number : number + 1] = [total]
+
+        return distributed.norm(added()), before
 
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
 
@@ -371,7 +398,8 @@ class Trainer:
             shown = len(self.processes.share(range(config.evaluation.gallery)))
             pictures = Pictures(self.run, f"eval/{self.step:06d}")
             settings = (config.scenario, replace(config.evaluation, gallery=shown), self.step, pictures, self.measures)
-            own = evaluate(self.policy, items, *settings, self.processes.share(self.retention.probe))
+            with self._exported():
+                own = evaluate(self.policy, items, *settings, self.processes.share(self.retention.probe))
         result = joined(self.processes.every(own))
         self._guard(result)
         if self.processes.is_main:
@@ -385,9 +413,16 @@ class Trainer:
 
     def _export(self, name: str) -> None:
         """Writes the policy as a plain checkpoint."""
-        policy = self.weights.exported()
-        if self.processes.is_main:
-            checkpoint.export(policy, self.run, name)
+        with self._exported():
+            policy = self.weights.exported()
+            if self.processes.is_main:
+                checkpoint.export(policy, self.run, name)
+
+    def _exported(self) -> AbstractContextManager[None]:
+        """Inside it the policy has the weights that are evaluated and exported."""
+        if self.config.optim.exported == "average" and self.average:
+            return self.average.in_place()
+        return nullcontext()
 
     def _guard(self, result: Evaluation) -> None:
         """Reacts where a watched figure has fallen since the first evaluation."""

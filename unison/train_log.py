@@ -20,6 +20,7 @@ from unison.checkpoint import truncate_after
 from unison.config import RunConfig
 from unison.evaluate import Evaluation
 from unison.retention import Fall
+from unison.throughput import Throughput
 from unison.types import Metrics, Trajectory
 
 FILES = ("metrics.jsonl", "timings.jsonl", "health.jsonl")
@@ -29,8 +30,8 @@ console = Console()
 class RunLog:
     """Writes metrics.jsonl, timings.jsonl and the trackers, and shows progress on the main process."""
 
-    def __init__(self, run: Path, accelerator: Accelerator, steps: int) -> None:
-        self.run, self.accelerator, self.steps = run, accelerator, steps
+    def __init__(self, run: Path, accelerator: Accelerator, steps: int, throughput: Throughput) -> None:
+        self.run, self.accelerator, self.steps, self.throughput = run, accelerator, steps, throughput
         self.phases: dict[str, float] = {}
         self.bar: Progress | None = None
         run.mkdir(parents=True, exist_ok=True)
@@ -107,9 +108,10 @@ class RunLog:
         if self.accelerator.is_main_process:
             line = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
             _append(self.run / "metrics.jsonl", line)
+            speed = self.throughput.of_step(trajectories, self.phases)
             seconds = sum(self.phases.values())
-            _append(self.run / "timings.jsonl", {"step": step, "seconds": seconds, **self.phases})
-            self.accelerator.log(metrics | {"seconds": seconds}, step=step)
+            _append(self.run / "timings.jsonl", {"step": step, "seconds": seconds, **self.phases, **speed})
+            self.accelerator.log(metrics | speed | {"seconds": seconds}, step=step)
             self._show(step, metrics)
         self.phases = {}
 

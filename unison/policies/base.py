@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Scored, Tokens
+from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Scored, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,14 +46,11 @@ class Policy(nn.Module):
             )
         self.network = network
         self.config = config
-        self._frozen_copy: dict[str, Tensor] = {}
+        self._frozen_copy: WeightCopy | None = None
         self._adapted: list[Any] = []  # the peft wrapper, in a list so that its weights are not registered twice
         select_trained(network, config.frozen)
         if config.lora_rank:
-            trained = [p for n, p in network.named_parameters() if p.requires_grad and matches(config.lora_beside, n)]
             self._adapted.append(add_adapters(network, config))
-            for parameter in trained:
-                parameter.requires_grad_(True)
 
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         """Samples a text action for every context; each row's randomness comes from its seed alone."""
@@ -110,6 +108,21 @@ class Policy(nn.Module):
         """Writes a plain checkpoint that the model's own library loads, adapters merged."""
         raise NotImplementedError
 
+    @property
+    def decoder(self) -> Any:
+        """What reads tokens: of several parts the language model's `transformers` decoder over embeddings."""
+        return self.network
+
+    def reads(self, action: Action) -> tuple[nn.Module, int]:
+        """The network that decides an action, and how many positions sampling it sends through that network, of all
+        branches of guidance and without the prompt: every token once, every round a whole canvas, every denoising step
+        the whole latent."""
+        branches = 2 if action.modality == "image" and action.sampling.guidance != 1 else 1
+        if isinstance(action, Latents):
+            return self.network, branches * len(action) * action.path.shape[-2] * action.path.shape[-1]
+        rounds = len(action.order.unique())
+        return self.decoder, branches * len(action) * (1 if rounds == len(action) else rounds)
+
     def require(self, verb: str, why: str) -> None:
         """Checks an ability before training starts.
 
@@ -139,8 +152,7 @@ class Policy(nn.Module):
 
     def keep_reference(self, moving: bool = False) -> None:
         """Remembers the present weights as the reference; adapters need no copy unless it is to move."""
-        trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
-        self._frozen_copy = {n: p.detach().clone() for n, p in trained if moving or not is_adapter(n)}
+        self._frozen_copy = WeightCopy(self.network, adapters=moving)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the policy is the frozen reference: remembered weights in place, adapters off if they are none.
@@ -154,43 +166,60 @@ class Policy(nn.Module):
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
-        untouched = self._adapted and not any(map(is_adapter, self._frozen_copy))
-        with self._adapted[0].disable_adapter() if untouched else nullcontext():
+        kept = self._frozen_copy
+        untouched = self._adapted and not (kept and kept.has_adapters)
+        off = self._adapted[0].disable_adapter() if untouched else nullcontext()
+        with off, kept.in_place() if kept else nullcontext():
+            yield
+
+
+class WeightCopy:
+    """A copy of a network's trained weights as they are now; it can take their place and follow them."""
+
+    def __init__(self, network: nn.Module, adapters: bool = True) -> None:
+        """`adapters`: whether LoRA's are copied too."""
+        self._network = network
+        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self._copy = {name: p.detach().clone() for name, p in trained if adapters or not is_adapter(name)}
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether LoRA's adapters are among the copied weights."""
+        return any(map(is_adapter, self._copy))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> WeightCopy:
+        """Another copy, whose tensors are what `change` makes of this one's."""
+        other = copy.copy(self)
+        other._copy = {name: change(tensor) for name, tensor in self._copy.items()}
+        return other
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside it the network has the copied weights."""
+        self._swap()
+        try:
+            yield
+        finally:
             self._swap()
-            try:
-                yield
-            finally:
-                self._swap()
 
     def _swap(self) -> None:
-        parameters = dict(self.network.named_parameters())
-        for name, copy in self._frozen_copy.items():
-            parameters[name].data, self._frozen_copy[name] = copy, parameters[name].data
-
-
-class MovingReference:
-    """A policy's reference as a state of the run, which is saved with it: it follows the trained weights.
-
-    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        policy.keep_reference(moving=True)
-        self._policy = policy
+        parameters = dict(self._network.named_parameters())
+        for name, other in self._copy.items():
+            parameters[name].data, self._copy[name] = other, parameters[name].data
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """The reference becomes `decay` of itself and for the rest the trained weights."""
-        parameters = dict(self._policy.network.named_parameters())
-        for name, copy in self.state_dict().items():
-            copy.lerp_(parameters[name], 1 - decay)
+        """The copy becomes `decay` of itself and for the rest the trained weights."""
+        parameters = dict(self._network.named_parameters())
+        for name, own in self._copy.items():
+            own.lerp_(parameters[name], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self._policy._frozen_copy
+        return self._copy
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, copy in self.state_dict().items():
-            copy.copy_(state[name])
+        for name, own in self._copy.items():
+            own.copy_(state[name])
 
 
 def is_adapter(name: str) -> bool:
@@ -201,6 +230,16 @@ def is_adapter(name: str) -> bool:
 def matches(patterns: Iterable[str], name: str) -> bool:
     """Whether any of the patterns is found in the name."""
     return any(re.search(pattern, name) for pattern in patterns)
+
+
+def moving_reference(policy: Policy) -> WeightCopy:
+    """The policy's reference as a state of the run, which is saved with it and follows the trained weights.
+
+    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
+    """
+    policy.keep_reference(moving=True)
+    assert policy._frozen_copy
+    return policy._frozen_copy
 
 
 def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
@@ -221,20 +260,25 @@ def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
 
 
 def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
-    """Adds LoRA adapters in place (Hu et al. 2021) and freezes all other weights. Returns the `peft` wrapper.
+    """Adds LoRA adapters in place (Hu et al. 2021) and freezes all other weights but those of `lora_beside` that are
+    trained. Returns the `peft` wrapper.
 
     Raises:
         ValueError: `lora_targets` matches no module.
     """
     import peft
 
+    beside = [p for n, p in network.named_parameters() if p.requires_grad and matches(config.lora_beside, n)]
     settings = peft.LoraConfig(
         r=config.lora_rank, lora_alpha=cast(Any, config.lora_alpha), target_modules=config.lora_targets
     )
     try:
-        return peft.get_peft_model(network, settings)  # type: ignore[arg-type]
+        adapted = peft.get_peft_model(network, settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"policy.lora_targets = {config.lora_targets!r}: {error}") from error
+    for parameter in beside:
+        parameter.requires_grad_(True)
+    return adapted
 
 
 def distinct(contexts: Sequence[Context]) -> tuple[list[Context], list[int]]:

@@ -83,6 +83,10 @@ class Janus(Policy):
         self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
 
     @property
+    def decoder(self) -> Any:
+        return self.network.model.language_model
+
+    @property
     def vq(self) -> Any:
         """The image tokenizer; `transformers` types its ids more narrowly than torch makes them."""
         return self.network.model.vqmodel

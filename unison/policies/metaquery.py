@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
@@ -153,6 +153,14 @@ class MetaQuery(Policy):
     def decoder(self) -> Any:
         """The language model's decoder over embeddings."""
         return self.network.qwen.model.language_model
+
+    def reads(self, action: Action) -> tuple[nn.Module, int]:
+        if not isinstance(action, Latents):
+            return super().reads(action)
+        height, width = action.path.shape[-2:]
+        patch: int = self.network.transformer.config.patch_size
+        branches = len(branch_shares(action.sampling, edit=False))
+        return self.network.transformer, branches * len(action) * height * width // patch**2
 
     # -- writing -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     JanusConfig,
@@ -25,6 +25,7 @@ from unison.config import JoinConfig
 from unison.policies import JOINED, diffusion, janus_deepseek, magvit, showo_net
 from unison.policies.magvit import MagvitConfig
 from unison.policies.metaquery_net import MetaQueryConfig, MetaQueryNetwork, read_config
+from unison.policies.passes import Ends
 from unison.policies.showo_net import ShowOConfig, ShowONetwork
 
 
@@ -32,16 +33,8 @@ from unison.policies.showo_net import ShowOConfig, ShowONetwork
 class Denoising:
     """Sizes of a diffusion expert and of what joins it to a language model. Values are counted, not bytes."""
 
-    queries: int
-    """Positions that the language model reads after the prompt of a drawing."""
     source_tokens: int
     """Tokens of an edit's source as the language model sees it."""
-    connected: int
-    """Values that the connector keeps for the backward pass of one prompt."""
-    state: int
-    """Values that the diffusion transformer keeps for one noisy state."""
-    pixel: int
-    """Values that the autoencoder holds for a pixel while it paints."""
     pixels: int
     """Pixels of a drawing."""
 
@@ -52,12 +45,18 @@ class Sizes:
 
     network: nn.Module
     """The network on the meta device."""
+    decoder: str
+    """Name of the language model's decoder in it."""
+    write: Callable[[Any], Ends]
+    """Of the network: how words are read and said."""
+    draw: Callable[[Any], Ends] | None
+    """The same of the tokens of drawings."""
+    paint: Callable[[Any, int], Tensor]
+    """The pixels of so many drawings, which it paints in one pass."""
     layers: int
     """Layers of the decoder."""
     width: int
     """Width of the decoder's keys and values."""
-    kept: int
-    """Values that the backward pass keeps per position and layer of the decoder."""
     image_tokens: int
     """Tokens of a drawing, as it is drawn or, where it is drawn by denoising, as it is read."""
     codes: int
@@ -132,9 +131,12 @@ def janus_sizes(config: Any) -> Sizes:
         network = JanusForConditionalGeneration(config)
     return Sizes(
         network=network,
+        decoder="model.language_model",
+        write=lambda n: (n.get_input_embeddings(), n.lm_head),
+        draw=lambda n: (n.prepare_embeddings_for_image_generation, n.model.generation_head),
+        paint=lambda n, count: n.model.vqmodel.decode(torch.zeros(count, tokens, dtype=torch.long)),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        kept=10 * text.hidden_size + 3 * text.intermediate_size,
         image_tokens=tokens,
         codes=vq.num_embeddings,
         painted=painted + tokens * vision.num_hidden_layers * 10 * vision.hidden_size,
@@ -184,10 +186,12 @@ def showo_sizes(config: ShowOConfig, painter: MagvitConfig, vision: Any) -> Size
     phi, tokens = config.phi, config.num_vq_tokens
     return Sizes(
         network=network,
+        decoder="showo.model",
+        write=lambda n: (n.showo.model.embed_tokens, n.showo.lm_head),
+        draw=lambda n: (n.embed_image, n.image_head),
+        paint=lambda n, count: n.image_tokenizer.decode(torch.zeros(count, tokens, dtype=torch.long)),
         layers=phi.num_hidden_layers,
         width=phi.hidden_size,
-        # counted in bfloat16: norms give float32, the activation has five factors, attention a row of its mask
-        kept=14 * phi.hidden_size + 5 * phi.intermediate_size + tokens,
         image_tokens=tokens,
         codes=config.codebook_size,
         painted=0 if vision is None else _seen_through_clip(tokens, painter, vision),
@@ -260,34 +264,23 @@ def metaquery_sizes(config: MetaQueryConfig, qwen: Any, transformer: dict[str, A
         dit: Any = SanaTransformer2DModel.from_config(transformer)
         vae: Any = AutoencoderDC.from_config(autoencoder)
         network = MetaQueryNetwork(config, Qwen2_5_VLForConditionalGeneration(qwen), dit, vae, None)
-    text, vision, width = qwen.text_config, qwen.vision_config, diffusion.embedding_width(dit)
+    text, vision = qwen.text_config, qwen.vision_config
     token = vision.patch_size * vision.spatial_merge_size
-    kept = 10 * text.hidden_size + 3 * text.intermediate_size
-    connected = 8 * text.hidden_size + 3 * config.feed_forward
-    block = SANA_KEPT * width + SANA_KEPT_GATED * int(dit.config.mlp_ratio * width)
     return Sizes(
         network=network,
+        decoder="qwen.model.language_model",
+        write=lambda n: (n.qwen.get_input_embeddings(), n.qwen.lm_head),
+        draw=None,
+        paint=lambda n, count: diffusion.to_pixels(n.vae, torch.empty(count, *network.latent_shape)),
         layers=text.num_hidden_layers,
         width=text.hidden_size * text.num_key_value_heads // text.num_attention_heads,
-        kept=kept,
         image_tokens=round(network.pixels / token) ** 2,
         codes=0,
         painted=0,
         fixed=(r"^vae\.",),
         exact=(r"^vae\.",),
-        denoising=Denoising(
-            queries=config.queries,
-            source_tokens=(config.source_side // token) ** 2,
-            connected=config.queries * config.layers * connected,
-            state=dit.config.num_layers * config.side**2 * block,
-            pixel=4 * vae.config.decoder_block_out_channels[0],
-            pixels=network.pixels**2,
-        ),
+        denoising=Denoising(source_tokens=(config.source_side // token) ** 2, pixels=network.pixels**2),
     )
-
-
-SANA_KEPT, SANA_KEPT_GATED = 25, 8
-"""What a block of SANA keeps for a position, in its width and in the width of its gated convolution."""
 
 
 def _metaquery_at(folder: Path) -> Sizes:

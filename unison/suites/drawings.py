@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from unison.config import check_sampling
+from unison.config_checks import check_sampling
 from unison.policies.base import Policy
 from unison.rows import read_image
 from unison.scenarios.common import Seeds, prompt_context

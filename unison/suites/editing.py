@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from unison.config import DataConfig, ScenarioConfig, check_sampling
+from unison.config import DataConfig, ScenarioConfig
+from unison.config_checks import check_sampling
 from unison.data import Items, TableItems, open_items
 from unison.evaluate import by_task
 from unison.policies.base import Policy

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unison.config import EvalConfig, ScenarioConfig, check_sampling
+from unison.config import EvalConfig, ScenarioConfig
+from unison.config_checks import check_sampling
 from unison.data import Items, WorldItems
 from unison.evaluate import by_task
 from unison.suites.batches import finish_rows

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unison.config import DataConfig, ScenarioConfig, check_sampling
+from unison.config import DataConfig, ScenarioConfig
+from unison.config_checks import check_sampling
 from unison.data import Items, TableItems, open_items
 from unison.evaluate import by_task, measured
 from unison.rewards import load_rewards, score
