@@ -23,6 +23,7 @@ def save_state(accelerator: Accelerator, run: Path, step: int, counters: dict[st
         shutil.rmtree(fresh, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(fresh))
+    accelerator.wait_for_everyone()  # each process writes its random states into the folder
     if accelerator.is_main_process:
         (fresh / STATE).write_text(json.dumps({"step": step, **counters}))
         swap_in(fresh, last)
