@@ -168,10 +168,9 @@ def stages(run: Path) -> list[Path]:
 
 
 def ends(run: Path) -> tuple[Evaluation, Evaluation]:
-    """The full evaluations before the first stage and after the last."""
-    first, *_, last = [*(folders := stages(run)), folders[-1]]
-    found = [before_and_after(read_evaluations(stage / "eval", [])) for stage in (first, last)]
-    return found[0][0], found[1][-1]
+    """The full evaluations before and after the last stage, whose items a cold start's are not always."""
+    before, after = before_and_after(read_evaluations(stages(run)[-1] / "eval", []))
+    return before, after
 
 
 def minutes(run: Path) -> float:

@@ -184,7 +184,9 @@ def test_eval_scores_a_checkpoint_and_writes_records(
     run(monkeypatch, *words)
     assert "drawing" in capsys.readouterr().out
     assert [r["own_reply"] for r in json.loads(out.read_text())["records"]] == [None] * 6
-    run(monkeypatch, *words, "--own-drawings")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *words, "--own-drawings")  # other figures are not mixed with these
+    run(monkeypatch, *words, "--own-drawings", "--overwrite")
     assert "own_answer" in capsys.readouterr().out
     assert all(r["own_answer_correct"] is not None for r in json.loads(out.read_text())["records"])
 
@@ -201,7 +203,7 @@ def test_eval_on_prompts_asks_about_what_was_drawn(
     assert "not judged" in shown
     records = json.loads(out.read_text())["records"]
     assert all(r["own_answer_correct"] is not None and r["drawing_correct"] is None for r in records)
-    run(monkeypatch, *words, "--rewards", "jpeg_compressible", "accuracy_soft")
+    run(monkeypatch, *words, "--overwrite", "--rewards", "jpeg_compressible", "accuracy_soft")
     assert "reward/jpeg_compressible" in capsys.readouterr().out
     for record in json.loads(out.read_text())["records"]:
         assert 0 < record["reward/jpeg_compressible"] < 1

@@ -439,9 +439,11 @@ def test_a_given_picture_is_another_noisy_state_each_time_and_now_and_then_hides
     torch.manual_seed(0)
     given = [cast(Latents, a) for a in metaquery.encode([PICTURE] * 64)]
     assert len({float(a.sigmas[0]) for a in given}) == 64
-    levels = torch.stack([a.sigmas[0] for a in given])
-    assert 0.35 < levels.mean() < 0.65
-    assert 0 < levels.min() < 0.25
+    levels, shift = torch.stack([a.sigmas[0] for a in given]), metaquery.network.scheduler.config.shift
+    times = levels / (shift - (shift - 1) * levels)  # the shift taken back
+    assert shift > 1
+    assert 0.35 < times.mean() < 0.65
+    assert 0 < times.min() < 0.25
     kinds = {(a.sampling.guidance, a.sampling.source_guidance) for a in given}
     assert kinds == {(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)}
     seen = sum(a.sampling.guidance == 1 and a.sampling.source_guidance == 1 for a in given)
