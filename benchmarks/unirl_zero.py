@@ -19,12 +19,11 @@ from typing import Literal, get_args
 import numpy as np
 import tyro
 
+from benchmarks import seeds
+from benchmarks.algorithms import line
 from benchmarks.pages import DOCS, write_section
-from benchmarks.training import averaged, folder, side_by_side, train
-from benchmarks.unirl import signed
+from benchmarks.training import folder, side_by_side, train
 from unison.evaluate import Evaluation, by_task
-from unison.report import before_and_after, read_evaluations
-from unison.stats import task_difference, task_mean
 
 Table = Literal["scenarios", "jpeg", "cold-start", "lambdas", "grpo", "forgetting"]
 Figures = dict[str, str]
@@ -169,8 +168,7 @@ def stages(run: Path) -> list[Path]:
 
 def ends(run: Path) -> tuple[Evaluation, Evaluation]:
     """The full evaluations before and after the last stage, whose items a cold start's are not always."""
-    before, after = before_and_after(read_evaluations(stages(run)[-1] / "eval", []))
-    return before, after
+    return seeds.ends(stages(run)[-1])
 
 
 def minutes(run: Path) -> float:
@@ -187,12 +185,8 @@ def lines_of(row: Row, runs: Sequence[Path]) -> list[str]:
     lines = []
     for title, field in row.figures.items():
         before, after = ([by_task(side.records, field) for side in sides] for sides in zip(*pairs, strict=True))
-        first, last = averaged(before), averaged(after)
-        seeds = [task_difference(a, b).value for a, b in zip(before, after, strict=True)]
-        reach = f"; {min(seeds):+.3f} to {max(seeds):+.3f}" if len(seeds) > 1 else ""
-        values = f"{task_mean(first).value:.3f} | {task_mean(last).value:.3f}"
-        change = f"{signed(task_difference(first, last))}{reach}"
-        lines.append(f"| {'' if lines else row.label} | {title} | {values} | {change} | {'' if lines else time} |")
+        told = line(f"{'' if lines else row.label} | {title}", before, after)
+        lines.append(f"{told} {'' if lines else time} |")
     return lines
 
 

@@ -170,7 +170,7 @@ def side_by_side(a: Side, b: Side) -> Compared:
     figures, notes = {}, _notes(sides, [len(items) - len(shared) for items in found])
     for name, field in fields.items():
         rows = (compare_shares if name in CONDITIONALS else compare)(evaluations, field)
-        if all(map(_is_plain, (name, name), (field, field), found, sides)):
+        if all(_is_plain(name, field, items, side) for items, side in zip(found, sides, strict=True)):
             figures |= {name: rows} if rows else {}
         else:
             figures |= {f"{name}: {row.label}": [row] for row in rows[1:]}

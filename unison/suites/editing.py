@@ -26,7 +26,7 @@ from unison.rewards.edits import clip_direction, clip_reconstruction
 from unison.rewards.image import first_drawings, world, world_cycle, world_strict
 from unison.rewards.pretrained import locate as locate_judge
 from unison.scenarios import cycle_edit
-from unison.scenarios.common import Seeds, then_draw
+from unison.scenarios.common import Seeds, begin, then_draw
 from unison.scenarios.cycle_edit import edit_context
 from unison.suites.batches import finish_rows
 from unison.suites.common import Cuts, Job, Record, Result, cuts, digest
@@ -168,8 +168,7 @@ def edit(policy: Policy, items: Sequence[Item], sampling: Sampling, seeds: Seeds
 
 def _edit_once(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
     contexts = [edit_context(item) for item in items]
-    begun = [Trajectory(item, ()) for item in items]
-    return then_draw(policy, begun, contexts, config, seeds.of(items, 1, "edit"))
+    return then_draw(policy, begin(items, 1), contexts, config, seeds.of(items, 1, "edit"))
 
 
 @dataclass(frozen=True)

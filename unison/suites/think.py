@@ -13,7 +13,7 @@ from typing import Any
 from unison.config import EvalConfig, ScenarioConfig
 from unison.config_checks import check_sampling
 from unison.data import Items, WorldItems
-from unison.evaluate import by_task
+from unison.evaluate import by_task, evaluate_batch
 from unison.suites.batches import finish_rows
 from unison.suites.common import Cuts, Job, Record, Result, cuts
 from unison.suites.ledger import Ledger
@@ -86,17 +86,17 @@ class _Run:
         return Result(NAME, ledger.protocol, figures(records), records, fields=FIGURES)
 
     def _make(self, rows: Sequence[int]) -> list[Record]:
-        """Riddles drawn both ways."""
-        thought, plain = self._draw("think_then_draw", NAME, rows), self._draw("t2i", f"{NAME}-unthought", rows)
+        """Riddles drawn both ways; the pictures of the first are kept."""
+        items, config = [self.items[row] for row in rows], EvalConfig(noiseless=True)
+        thought = evaluate_rows(self.job, NAME, rows, items, self._scenario("think_then_draw"), config)
+        plain = evaluate_batch(self.job.policy, items, self._scenario("t2i"), config, None, 0)
         return [
             one | {"unthought_correct": (bare := other["drawing_correct"]), "gain": one["drawing_correct"] - bare}
             for one, other in zip(thought, plain, strict=True)
         ]
 
-    def _draw(self, scenario: str, pictures: str, rows: Sequence[int]) -> list[Record]:
-        how = ScenarioConfig(scenario, text=Sampling(max_tokens=self.options.max_tokens), image=_image(self.options))
-        items = [self.items[row] for row in rows]
-        return evaluate_rows(self.job, pictures, rows, items, how, EvalConfig(noiseless=True))
+    def _scenario(self, name: str) -> ScenarioConfig:
+        return ScenarioConfig(name, text=Sampling(max_tokens=self.options.max_tokens), image=_image(self.options))
 
     def protocol(self) -> dict[str, Any]:
         """All that the figures depend on."""
