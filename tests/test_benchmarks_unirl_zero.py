@@ -11,7 +11,7 @@ from benchmarks import unirl_zero as benchmark
 from benchmarks.pages import DOCS, write_section
 from benchmarks.training import folder
 from benchmarks.unirl_zero import TABLES, Args, Row, compared, ends, sizes
-from unison import cli, recipes
+from unison import cli_train, recipes
 from unison.evaluate import Evaluation
 
 ROWS = {row.name: row for rows in TABLES.values() for row in rows.values()}
@@ -41,8 +41,8 @@ def test_every_table_has_its_section(table: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_rows_recipe_takes_its_options(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row, seen = ROWS[name], []
-    monkeypatch.setattr(cli, "_train", lambda config, resume: seen.append(config))
-    cli.train([f"unirl-zero/{row.recipe}", f"--out={tmp_path / 'run'}", "--seed=5", *row.options])
+    monkeypatch.setattr(cli_train, "_train", lambda config, resume, last=False: seen.append(config))
+    cli_train.train([f"unirl-zero/{row.recipe}", f"--out={tmp_path / 'run'}", "--seed=5", *row.options])
     assert seen
     assert {config.seed for config in seen} == {5}
     assert seen != recipes.find(f"unirl-zero/{row.recipe}")()

@@ -100,13 +100,13 @@ def test_a_reward_may_be_given_an_endpoint_which_is_tried(
 def test_a_dry_run_plans_for_many_processes_and_a_run_takes_no_such_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    words = ("train", "corl/tiny-unified", "--processes", "4", "--strategy", "fsdp2")
+    words = ("train", "corl/tiny-unified", "--processes", "4", "--distributed.strategy", "fsdp2")
     run(monkeypatch, *words, "--dry-run")
     shown = capsys.readouterr().out
     assert "memory of one process of 4 (fsdp2)" in shown
     for line in ("parameters", "gradients", "optimiser", "reference", "keys and values", "reward models", "peak"):
         assert line in shown
-    assert "are of --dry-run" in fails(monkeypatch, capsys, *words)
+    assert "is of --dry-run" in fails(monkeypatch, capsys, *words)
 
 
 @pytest.mark.parametrize(

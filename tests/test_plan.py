@@ -183,8 +183,9 @@ def test_shards_are_shares_and_copies_are_not(checkpoint: Path):
         assert copies[name] == alone[name]
         assert shards[name] == alone[name] / 4
     assert copies["activations of a micro-batch"] <= alone["activations of a micro-batch"]
-    assert copies["DDP's buckets of gradients"] == alone["gradients"]
-    assert 0 < shards["layers gathered for a pass, and the next"] < alone["parameters"]
+    whole = alone["parameters"] + alone["gradients"]
+    assert shards["weights and gradients gathered for an update"] == whole * 3 / 4
+    assert "weights and gradients gathered for an update" not in copies
 
 
 def test_a_step_that_does_not_divide_over_the_processes_is_refused(checkpoint: Path):

@@ -111,7 +111,11 @@ class Denoised:
 
 
 def denoised(network: MetaQueryNetwork, sizes: Denoised) -> Program:
-    """Velocities at noisy states, as the metaquery family computes them for `sde.score`."""
+    """Velocities at noisy states, as the metaquery family computes them for `sde.score`.
+
+    Of many chunks two are run, for every further one keeps no more than its few results.
+    """
+    counted = min(sizes.states, 2 * sizes.at_once or sizes.states)
 
     def score() -> Tensor:
         velocity = _velocity(network, sizes)
@@ -121,7 +125,7 @@ def denoised(network: MetaQueryNetwork, sizes: Denoised) -> Program:
         def of_chunk(c: Tensor) -> Tensor:
             return (velocity(x[c], sigma[c], row[c]) - x[c]).square().flatten(1).mean(1)
 
-        return sde.in_chunks(of_chunk, sizes.states, sizes.at_once, "cpu")
+        return sde.in_chunks(of_chunk, counted, sizes.at_once, "cpu")
 
     return score
 
