@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from test_train_latents import make
 
 from unison.config import DistributedConfig
+from unison.config_checks import teams_of
 from unison.distributed import FOREIGN, Processes, place, start
 from unison.recipes import corl
 
@@ -144,6 +145,19 @@ def test_processes_with_unequal_work_wait_for_one_another(saved: Callable[[str],
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=CLOSE, abs=CLOSE)
 
 
+@pytest.mark.slow
+def test_groups_shared_by_two_processes_take_the_steps_of_one(saved: Callable[[str], str], tmp_path: Path) -> None:
+    groups = {"scenario__group_size": 4}
+    one = Job(saved("showo"), str(tmp_path / "one"), changes=groups)
+    run(one)
+    split = groups | {"distributed__processes_per_group": 2}
+    two = [Job(saved("showo"), str(tmp_path / s), s, split) for s in STRATEGIES]
+    done = together(two, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for job in two:
+        assert_same_curve(one.out, job.out)
+
+
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 MOVING = {"objective__reference_decay": 0.5, "optim__learning_rate": 1e-4}
@@ -205,6 +219,43 @@ def test_a_process_that_fails_ends_the_run_which_then_goes_on(
 
 
 # -- what needs no second process -------------------------------------------------------------------------------------
+
+
+def test_processes_of_a_team_have_the_same_items() -> None:
+    alone = [SimpleNamespace(num_processes=4, process_index=i, is_main_process=not i) for i in range(4)]
+    teams = [Processes(cast(Any, own), per_group=2) for own in alone]
+    assert [team.share_of_items("abcd") for team in teams] == ["ac", "ac", "bd", "bd"]
+    assert [team.place for team in teams] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"processes_per_group": 0}, "at least 1"),
+        ({"processes_per_group": 3}, r"a divisor of scenario\.group_size = 8"),
+    ],
+)
+def test_groups_that_cannot_be_split_are_named(changes: dict[str, int], shown: str) -> None:
+    with pytest.raises(ValueError, match=rf"distributed\.processes_per_group = \d: must be {shown}"):
+        replace(corl.tiny_unified(), distributed=replace(DistributedConfig(), **changes))
+
+
+def test_what_wants_a_group_in_one_place_is_named() -> None:
+    split = replace(corl.tiny_unified(), distributed=DistributedConfig(processes_per_group=2))
+    with pytest.raises(ValueError, match=r"must be 1 with optim\.refills"):
+        replace(split, optim=replace(split.optim, refills=1))
+    with pytest.raises(ValueError, match=r"must be 1 with reward_normalisation = 'group'"):
+        replace(split, reward_normalisation="group")
+
+
+def test_processes_over_which_a_step_does_not_divide_are_named() -> None:
+    config = corl.tiny_unified()
+    with pytest.raises(ValueError, match=r"optim\.items_per_step = \d+: must be a multiple of the 7 processes"):
+        teams_of(config, 7)
+    split = replace(config, distributed=DistributedConfig(processes_per_group=2))
+    assert teams_of(split, 4) == 2
+    with pytest.raises(ValueError, match="must be a divisor of the 3 processes"):
+        teams_of(split, 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -343,6 +343,8 @@ class DistributedConfig:
     strategy: Strategy = "ddp"
     """What every process keeps between the phases of a step: all weights and optimiser states (`ddp`), or its part of
     them, gathered for a rollout or an update (`fsdp2`)."""
+    processes_per_group: int = 1
+    """Processes that share out the siblings of an item: more than 1 where there are fewer items than processes."""
     timeout: float = 1800.0
     """Seconds that a process waits for another before the run fails."""
 

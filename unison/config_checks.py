@@ -83,6 +83,7 @@ def check(config: RunConfig) -> None:
     choices = get_args(Strategy)
     _require(strategy in choices, "distributed.strategy", strategy, f"one of {', '.join(choices)}")
     _require(timeout > 0, "distributed.timeout", timeout, "above 0")
+    _check_split(config)
     averaged = strategy == "ddp" or not optim.ema_decay
     _require(
         averaged, "optim.ema_decay", optim.ema_decay, "0 under distributed.strategy = 'fsdp2', which has no average"
@@ -90,6 +91,24 @@ def check(config: RunConfig) -> None:
     _require(config.checkpoint_every >= 1, "checkpoint_every", config.checkpoint_every, "at least 1")
     _require(config.peak_flops >= 0, "peak_flops", config.peak_flops, "at least 0 (0 measures it)")
     _require(config.profile >= 0, "profile", config.profile, "at least 0 (0 is off)")
+
+
+def _check_split(config: RunConfig) -> None:
+    """Siblings on several processes know of each other's rewards and of nothing else."""
+    name, split = "distributed.processes_per_group", config.distributed.processes_per_group
+    _require(split >= 1, name, split, "at least 1 (1 leaves groups whole)")
+    if split == 1:
+        return
+    group = config.scenario.group_size
+    _require(group % split == 0, name, split, f"a divisor of scenario.group_size = {group}")
+    whole = {
+        "advantage.kind = 'pair'": config.advantage.kind == "pair",
+        "optim.refills": bool(config.optim.refills),
+        "reward_normalisation = 'group'": config.reward_normalisation == "group",
+        "scenario.image.shared_start": config.scenario.image.shared_start,
+    }
+    for setting in (setting for setting, used in whole.items() if used):
+        _require(False, name, split, f"1 with {setting}, which wants a group in one place")
 
 
 def _check_objective(config: RunConfig) -> None:
@@ -194,6 +213,20 @@ def check_sampling(sampling: Sampling, prefix: str = "") -> None:
     _require(sampling.rounds >= 1, f"{prefix}rounds", sampling.rounds, "at least 1")
     first = sampling.choice_temperature
     _require(first >= 0, f"{prefix}choice_temperature", first, "at least 0 (0 is off)")
+
+
+def teams_of(config: RunConfig, processes: int) -> int:
+    """How many sets of processes there are that have groups to themselves.
+
+    Raises:
+        ValueError: processes, groups or items of a step do not divide over them.
+    """
+    name, split = "distributed.processes_per_group", config.distributed.processes_per_group
+    items, teams = config.optim.items_per_step, processes // split
+    _require(processes % split == 0, name, split, f"a divisor of the {processes} processes")
+    told = f" over {name} = {split}" if split > 1 else ""
+    _require(items % teams == 0, "optim.items_per_step", items, f"a multiple of the {processes} processes{told}")
+    return teams
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:

@@ -2,7 +2,8 @@
 
 Every process rolls out and scores its own items, so their passes differ in number and shape: a reply ends early, a
 drawing needs another round, a group abstains. Nothing in between may therefore wait for another process; they meet
-between the phases of a step alone. A group is never split: its item belongs to one process.
+between the phases of a step alone. A group belongs to one process, or to several next to each other, each with some
+of the siblings; what they compare are rewards alone.
 
 - `Replicas` ("ddp"): every process holds everything; gradients are summed once an optimiser step.
 - `Shards` ("fsdp2"): of weights, gradients, optimiser states and the reference each process keeps a part, by PyTorch's
@@ -74,16 +75,28 @@ def leave() -> None:
 
 
 class Processes:
-    """What processes share out and agree on. All of them must call each method, in the same order, but `share`."""
+    """What processes share out and agree on. All of them must call each method, in the same order, but `share` and
+    `share_of_items`.
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    Args:
+        per_group: so many processes next to each other have the same items, and siblings of their own; a divisor of
+            their number.
+    """
+
+    def __init__(self, accelerator: Accelerator, per_group: int = 1) -> None:
         self.accelerator = accelerator
         self.count, self.index = accelerator.num_processes, accelerator.process_index
         self.is_main = accelerator.is_main_process
+        self.team, self.place = divmod(self.index, per_group)
+        self.teams = self.count // per_group
 
     def share(self, things: Sequence[T]) -> Sequence[T]:
-        """This process's part of what a step takes."""
+        """This process's part of anything."""
         return things[self.index :: self.count]
+
+    def share_of_items(self, items: Sequence[T]) -> Sequence[T]:
+        """The items of which this process makes samples."""
+        return items[self.team :: self.teams]
 
     def every(self, own: T) -> list[T]:
         """What each process has, in their order."""

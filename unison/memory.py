@@ -17,6 +17,7 @@ from torch import nn
 
 from unison import scenarios
 from unison.config import PolicyConfig, RunConfig, Strategy
+from unison.config_checks import teams_of
 from unison.policies import family_of, locate
 from unison.policies.base import add_adapters, is_adapter, matches
 from unison.policies.diffusion import PICTURES, at_once
@@ -81,11 +82,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
         ValueError: a checkpoint whose shape is not known without a download; adapters that fit nothing; a step that
             does not divide over the processes.
     """
-    if config.optim.items_per_step % layout.processes:
-        raise ValueError(
-            f"optim.items_per_step = {config.optim.items_per_step}: must be a multiple of the {layout.processes} "
-            "processes"
-        )
+    items = config.optim.items_per_step // teams_of(config, layout.processes)
     sizes = sizes_of(config.policy)
     network = prepared(config.policy, sizes)
     share = 1 / layout.processes if layout.strategy == "fsdp2" else 1.0
@@ -94,7 +91,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     copied = [p for n, p in network.named_parameters() if p.requires_grad and (moving or not is_adapter(n))]
     reference = float(sum(p.numel() * p.element_size() for p in copied)) if config.needs_reference else 0.0
     rewards, unknown = model_bytes((*config.rewards, *config.evaluation.rewards))
-    work = _Work(config, sizes, network, config.optim.items_per_step // layout.processes)
+    work = _Work(config, sizes, network, items, config.scenario.group_size // config.distributed.processes_per_group)
     lasting = {
         "parameters": share * weights,
         "optimiser (AdamW)": share * 2 * trained,
@@ -174,6 +171,8 @@ class _Work:
     sizes: Sizes
     network: nn.Module
     items: int
+    group: int
+    """Siblings of an item that are made here."""
 
     @property
     def scenario(self) -> scenarios.Scenario:
@@ -185,7 +184,7 @@ class _Work:
 
     def rows(self, items: int) -> int:
         """Trajectories of so many items, or of all there are."""
-        return min(items or self.items, self.items) * self.config.scenario.group_size
+        return min(items or self.items, self.items) * self.group
 
     # -- samples -------------------------------------------------------------------------------------------------
 
@@ -239,7 +238,7 @@ class _Work:
     def prompts(self) -> int:
         """Different prompts among them: siblings share theirs until each has done something of its own."""
         shared = self.config.scenario.name in ("t2i", "understanding", "unified", "imitate")
-        return self.scored // self.config.scenario.group_size if shared else self.scored
+        return self.scored // self.group if shared else self.scored
 
     def replies(self) -> float:
         """Bytes that scoring a micro-batch's replies takes; none where no reply is scored."""
@@ -270,7 +269,7 @@ class _Work:
     @property
     def _asked(self) -> int:
         """Different prompts of a micro-batch's drawings: those of whatever draws first are shared."""
-        return self.scored if self.scenario.verbs[0] == "write" else self.scored // self.config.scenario.group_size
+        return self.scored if self.scenario.verbs[0] == "write" else self.scored // self.group
 
     def _canvases(self, guided: bool, rows: int, rounds: int | None = None) -> float:
         """A chunk of the canvases of a drawing's rounds."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unison import checkpoint, distributed, scenarios
 from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, to_json
+from unison.config_checks import teams_of
 from unison.data import open_items, step_items
 from unison.distributed import Processes
 from unison.environment import describe
@@ -38,7 +39,18 @@ from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds, windowed
 from unison.throughput import Throughput
 from unison.train_log import RunLog
-from unison.types import Item, Metrics, Modality, Scored, Trajectory, Turn, TurnBatch, group_rows, pad_stack
+from unison.types import (
+    Item,
+    Metrics,
+    Modality,
+    Scored,
+    Trajectory,
+    Turn,
+    TurnBatch,
+    group_rows,
+    pad_stack,
+    rows_by_item,
+)
 
 WORLD_ITEMS = 100_000  # size of the world's training split, per seed
 MODALITIES: tuple[Modality, ...] = ("text", "image")
@@ -82,7 +94,8 @@ class Trainer:
         self.items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = distributed.start(config.distributed, config.trackers, self.run / "trackers")
-        self.processes = Processes(self.accelerator)
+        teams_of(config, self.accelerator.num_processes)
+        self.processes = Processes(self.accelerator, config.distributed.processes_per_group)
         self.policy = load_policy(config.policy)
         self.scenario.require(self.policy, self.items[0])
         for setting, verb in demands(config).items():
@@ -121,8 +134,7 @@ class Trainer:
                 with self.weights.whole(reference=config.rolls_out_reference):
                     trajectories, reward_metrics, discarded = self.collect()
                     replayed, theirs, replay_metrics = self.replay()
-                rewards = [trajectory.reward for trajectory in trajectories]
-                advantages, spread = advantages_of(rewards, group_rows(trajectories), config.advantage)
+                advantages, spread = self.compare(trajectories)
                 with self.clock("update"):
                     update_metrics = self.update([*trajectories, *replayed], [*advantages, *theirs])
                 if self.moving:
@@ -151,7 +163,7 @@ class Trainer:
         2503.14476, eq. 11); the first of them fill what is left.
         """
         drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
-        share = self.config.optim.items_per_step // self.processes.count
+        share = self.config.optim.items_per_step // self.processes.teams
         for refill in range(1 + self.config.optim.refills):
             if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
                 break
@@ -165,13 +177,17 @@ class Trainer:
         return [t for group in kept for t in group], _averages(measured), discarded
 
     def roll_out(self, known: Set[str] = frozenset()) -> list[Trajectory]:
-        """This process's share of the next items, G trajectories each, without those whose ids the step has already."""
+        """This process's share of the next items, G trajectories each or its share of them, without those whose ids the
+        step has already."""
         config = self.config
-        indices = self.processes.share(step_items(self.items, config.optim.items_per_step, self.batches, config.seed))
+        indices = step_items(self.items, config.optim.items_per_step, self.batches, config.seed)
         self.batches += 1
-        items = [self.items[i] for i in indices]
+        items = [self.items[i] for i in self.processes.share_of_items(indices)]
         items = [item for item in items if item.id not in known]
-        return self._roll(self.scenario, items, windowed(config.scenario, self._seeds), self.ahead.begin)
+        group = config.scenario.group_size // config.distributed.processes_per_group
+        seeds = Seeds(config.seed, self.step, group * self.processes.place)
+        settings = replace(windowed(config.scenario, seeds), group_size=group)
+        return self._roll(self.scenario, items, settings, seeds, self.ahead.begin)
 
     def replay(self) -> tuple[list[Trajectory], list[float | None], Metrics]:
         """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
@@ -179,22 +195,18 @@ class Trainer:
         if not questions:
             return [], [], {}
         with self.clock("rollout"):
-            answers = self._roll(scenarios.find("understanding"), questions, config.scenario)
+            seeds = Seeds(config.seed, self.step)
+            answers = self._roll(scenarios.find("understanding"), questions, config.scenario, seeds)
         with self.clock("reward"):
             return answers, *self.retention.judge(answers, self.policy)
 
     def _roll(
-        self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, *finished: Finished
+        self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, seeds: Seeds, *finished: Finished
     ) -> list[Trajectory]:
         """G trajectories for every item at this step, of whichever policy makes the rollouts."""
         chunk = self.config.optim.rollout_items or max(len(items), 1)
         with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
-            return roll_out(self.policy, scenario, items, settings, self._seeds, chunk, *finished)
-
-    @property
-    def _seeds(self) -> Seeds:
-        """The seeds of this step's samples."""
-        return Seeds(self.config.seed, self.step)
+            return roll_out(self.policy, scenario, items, settings, seeds, chunk, *finished)
 
     def score(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:
         """Sets the rewards; where one fails, on any process, all stop, and the run can be resumed from before the step,
@@ -212,6 +224,14 @@ class Trainer:
             raise failure or RuntimeError(f"stopped with process {number}: {text}")
         weigh(trajectories, config.rewards, self.normaliser)
         return metrics
+
+    def compare(self, trajectories: Sequence[Trajectory]) -> tuple[list[float | None], Metrics]:
+        """Advantages of this process's trajectories among their siblings, wherever these are, and figures of all."""
+        told = self.processes.every([(t.item.id, t.reward) for t in trajectories])
+        ids, rewards = zip(*(row for part in told for row in part), strict=True)
+        advantages, spread = advantages_of(rewards, rows_by_item(ids), self.config.advantage)
+        first = sum(map(len, told[: self.processes.index]))
+        return advantages[first : first + len(trajectories)], spread
 
     def update(self, trajectories: Sequence[Trajectory], advantages: Sequence[float | None]) -> Metrics:
         """The optimiser steps of one rollout; groups stay whole."""

@@ -48,14 +48,8 @@ class RunLog:
         console.print(f"resuming {self.run} after step {step} of {self.steps}")
 
     def arithmetic(self, config: RunConfig, processes: int) -> None:
-        """Prints the batch arithmetic.
-
-        Raises:
-            ValueError: the items of a step do not divide over the processes.
-        """
+        """Prints the batch arithmetic."""
         items, group = config.optim.items_per_step, config.scenario.group_size
-        if items % processes:
-            raise ValueError(f"optim.items_per_step = {items}: must be a multiple of the {processes} processes")
         if self.accelerator.is_main_process:
             console.print(
                 f"{config.recipe}: {items} items x {group} trajectories = {items * group} a step on {processes} "

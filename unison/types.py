@@ -251,7 +251,12 @@ def pad_stack(rows: Sequence[Tensor], value: float = 0) -> Tensor:
 
 def group_rows(trajectories: Sequence[Trajectory]) -> Mapping[str, list[int]]:
     """Row numbers of each item's siblings, keyed by item id."""
+    return rows_by_item([trajectory.item.id for trajectory in trajectories])
+
+
+def rows_by_item(ids: Sequence[str]) -> Mapping[str, list[int]]:
+    """Row numbers of each item id."""
     groups: dict[str, list[int]] = {}
-    for row, trajectory in enumerate(trajectories):
-        groups.setdefault(trajectory.item.id, []).append(row)
+    for row, name in enumerate(ids):
+        groups.setdefault(name, []).append(row)
     return groups

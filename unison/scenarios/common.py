@@ -21,10 +21,13 @@ class Seeds:
 
     run: int
     step: int
+    first: int = 0
+    """Number of the first sibling, where those before it are elsewhere."""
 
     def of(self, items: Sequence[Item], group: int, turn: str) -> list[int]:
         """One seed per trajectory, siblings next to each other."""
-        return [self._digest(f"{item.id}/{sibling}/{turn}") for item in items for sibling in range(group)]
+        siblings = range(self.first, self.first + group)
+        return [self._digest(f"{item.id}/{sibling}/{turn}") for item in items for sibling in siblings]
 
     def at(self, name: str, step: int) -> int:
         """A seed that all samples share: of the run and of another step, by the name of its use."""
