@@ -20,13 +20,13 @@ from benchmarks.pages import DOCS, write_section
 from benchmarks.seeds import ends
 from benchmarks.training import averaged, folder, side_by_side, train
 from benchmarks.unirl import signed
-from unison.config import EvalConfig, PolicyConfig, RunConfig, to_json
+from unison.config import RunConfig, to_json
 from unison.evaluate import REWARD, Evaluation
 from unison.policies import locate
 from unison.recipes.algorithms import ALGORITHMS
-from unison.recipes.corl import DRAWN, tiny_draw, tiny_unified
+from unison.recipes.corl import tiny_unified
+from unison.recipes.unirl_zero import tiny_draw
 from unison.stats import task_difference, task_mean
-from unison.types import Sampling
 
 Kind = Literal["tokens", "denoising"]
 ROWS: dict[Kind, tuple[str, ...]] = {
@@ -89,18 +89,15 @@ def _brief(run: RunConfig, steps: int) -> RunConfig:
 
 
 def _denoised(model: str, reward: str) -> RunConfig:
-    """Drawing by a MetaQuery whose language model is frozen, measured without the noise of training."""
+    """Text to image by a MetaQuery whose language model is frozen."""
     run = tiny_draw()
-    rewards = {reward: 1.0} if reward else DRAWN
+    rewards = {reward: 1.0} if reward else run.rewards
+    measured = tuple(name for name in rewards if name not in JUDGED)
     return replace(
         run,
-        recipe="algorithms/denoising",
-        policy=PolicyConfig(model, frozen=("^qwen",)),
-        scenario=replace(run.scenario, image=Sampling(guidance=3.0, steps=10)),
+        policy=replace(run.policy, path=model),
         rewards=rewards,
-        objective=replace(run.objective, kl_beta=0.0, image_clip=1e-4),
-        optim=replace(run.optim, learning_rate=3e-4),
-        evaluation=EvalConfig(noiseless=True, rewards=tuple(name for name in rewards if name not in JUDGED)),
+        evaluation=replace(run.evaluation, rewards=measured),
     )
 
 
