@@ -1,11 +1,12 @@
 # make demo    train the tiny model on CPU and write a report under runs/demo
-# make test    unit tests, then whole commands and short trainings
+# make test    unit tests, then whole commands and short trainings, on two cores; WORKERS=8 takes more
 # make harness install lmms-eval, whose tasks our checkpoints then run (docs/evaluation.md)
 # make check   lint, format, types, layers, the README's tree
 # make clean   remove .venv, caches and builds; runs/ stays
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
+WORKERS ?= 2
 DEMO ?= train corl/tiny-unified --out runs/demo --overwrite
 
 BIN := .venv/bin
@@ -21,8 +22,8 @@ demo: $(STAMP)
 	$(BIN)/unison $(DEMO)
 
 test: $(STAMP) $(JUDGES) $(HARNESS)
-	$(BIN)/pytest -q -m "not slow"
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n $(WORKERS) -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) -m slow
 
 check: $(STAMP) $(JUDGES)
 	$(BIN)/ruff check .
