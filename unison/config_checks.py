@@ -163,6 +163,8 @@ def _check_denoising(scenario: ScenarioConfig) -> None:
     most = 1.0 if image.sde == "cps" else float("inf")
     rule = f"between 0 and {most:g} for {image.sde!r}"
     _require(0 <= image.noise_level <= most, "scenario.image.noise_level", image.noise_level, rule)
+    rule = "False with 'ode', under which siblings of one start would be the same"
+    _require(image.sde != "ode" or not image.shared_start, "scenario.image.shared_start", image.shared_start, rule)
     known = set(range(image.steps))
     rule = f"different steps from 0 to {image.steps - 1}"
     different = len(set(image.noisy_steps)) == len(image.noisy_steps)

@@ -112,7 +112,9 @@ def diffusion_nft(run: RunConfig) -> RunConfig:
     The policy that samples follows the trained one by halves, where the authors' eta rises to a half.
     """
     run = grpo(run)
-    image = replace(run.scenario.image, sde="ode", guidance=1.0, source_guidance=1.0, noisy_steps=())
+    image = replace(
+        run.scenario.image, sde="ode", guidance=1.0, source_guidance=1.0, noisy_steps=(), shared_start=False
+    )
     objective = replace(run.objective, name="nft", beta=1.0, kl_beta=0.0, image_kl_beta=None, reference_decay=0.5)
     return replace(
         run,
