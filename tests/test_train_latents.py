@@ -524,6 +524,7 @@ def test_siblings_and_groups_of_a_step_train_the_same_steps(start: Callable[...,
     [
         ({"steps": 0}, r"scenario\.image\.steps = 0.*at least 1"),
         ({"shift": 0.0}, r"scenario\.image\.shift = 0\.0.*above 0"),
+        ({"sde": "ode", "shared_start": True}, r"shared_start = True.*siblings"),
         ({"noise_level": -0.1}, r"scenario\.image\.noise_level = -0\.1.*between 0"),
         ({"noise_level": 1.2, "sde": "cps"}, r"noise_level = 1\.2.*between 0 and 1 for 'cps'"),
         ({"noisy_steps": (0, 5)}, r"scenario\.image\.noisy_steps = \(0, 5\).*from 0 to 4"),
