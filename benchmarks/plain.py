@@ -55,6 +55,7 @@ class Plain:
             generation_mode="text",
             num_return_sequences=group,
             max_new_tokens=length,
+            suppress_tokens=[self.policy.tokenizer.image_token_id],  # a reply with one cannot be scored again
             do_sample=True,
             top_k=1 if greedy else 0,
         )

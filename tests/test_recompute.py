@@ -55,6 +55,18 @@ def test_drawings_are_scored_the_same(make_policy: Callable[..., Janus], guidanc
     assert torch.allclose(one, two, atol=1e-5 * one.abs().max().item())
 
 
+def test_a_prompt_that_is_computed_again_draws_the_same_paths(make_metaquery: Callable[..., MetaQuery]) -> None:
+    found = []
+    for choice in ("never", "always"):
+        policy, contexts = make_metaquery(recompute=choice), [Context(("a red circle",)), Context(("a dog",))]
+        logp = torch.cat(policy(contexts, policy.draw(contexts, Sampling(steps=3), range(2))))
+        logp.sum().backward()
+        found.append((logp.detach(), policy.network.bridge.queries["draw"].grad))
+    (kept, one), (again, two) = found
+    assert torch.allclose(kept, again, atol=1e-5)
+    assert torch.allclose(one, two, atol=1e-5 * one.abs().max().item())
+
+
 # -- which layers keep what --------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unison import scenarios
-from unison.config import PolicyConfig, RunConfig, Strategy
+from unison.config import PolicyConfig, Recompute, RunConfig, Strategy
 from unison.config_checks import teams_of
 from unison.policies import family_of, locate
 from unison.policies.base import add_adapters, is_adapter, matches
@@ -248,7 +248,11 @@ class _Work:
             return 0.0
         length = self.config.scenario.text.max_tokens
         return self._peak(
-            replies(self._decoder, self._words, Continued(self.prompts, self.question, self.scored, length))
+            replies(
+                self._decoder,
+                self._words,
+                Continued(self.prompts, self.question, self.scored, length, recompute=self._recompute),
+            )
         )
 
     def drawings(self) -> float:
@@ -263,7 +267,7 @@ class _Work:
     def _in_order(self, guided: bool, rows: int) -> float:
         from unison.policies.passes import Continued, replies
 
-        sizes = Continued(min(self._asked, rows), PROMPT, rows, self.sizes.image_tokens, guided)
+        sizes = Continued(min(self._asked, rows), PROMPT, rows, self.sizes.image_tokens, guided, self._recompute)
         return self._peak(replies(self._decoder, self._codes, sizes))
 
     @property
@@ -304,6 +308,7 @@ class _Work:
             branches=branches,
             at_once=self.config.policy.states_per_pass,
             edits=edits,
+            recompute=self._recompute,
         )
         return self._peak(denoised(self.network, sizes))  # type: ignore[arg-type]
 
@@ -329,6 +334,10 @@ class _Work:
         return noise + painted + drawn + 5.0 * FLOAT["float32"] * logits
 
     # -- the network ---------------------------------------------------------------------------------------------
+
+    @property
+    def _recompute(self) -> Recompute:
+        return self.config.policy.recompute
 
     @property
     def _decoder(self) -> nn.Module:

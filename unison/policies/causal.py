@@ -47,7 +47,8 @@ class PrefixCache:
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Takes the new positions' keys and values, returns those of all positions. [B, H, S, D]"""
         if self.rows is None:
-            self.layers.append((key, value))
+            if layer == len(self.layers):  # not again where the layer is computed once more for the backward pass
+                self.layers.append((key, value))
             return key, value
         past_key, past_value = self.layers[layer]
         if not self.room:
@@ -91,6 +92,7 @@ def run_prefixes(
     end: int | None = None,
     keep: bool = True,
     positions: Sequence[Tensor] = (),
+    recompute: Recompute = "never",
 ) -> Prefixed:
     """Sends P prefixes through the network in one left-padded batch.
 
@@ -102,6 +104,7 @@ def run_prefixes(
         keep: without it no row can continue them and only the states are held, not every layer's keys and values.
         positions: each [3, S_p], for networks whose positions have a time, a height and a width (Qwen2-VL); what
             follows a prefix counts on from the largest in all three.
+        recompute: whether the layers compute their inner states once more in the backward pass.
     """
     lengths = torch.tensor([len(p) for p in prefixes], device=prefixes[0].device)
     embeds = pad_sequence(list(prefixes), batch_first=True, padding_side="left")  # [P, S, D]
@@ -117,8 +120,10 @@ def run_prefixes(
     if positions:
         places = pad_sequence([p.T for p in positions], batch_first=True, padding_side="left").permute(2, 0, 1)
         lengths = places.amax((0, 2)) + 1
-    cache = PrefixCache()
-    hidden = run(network, embeds, causal[:, None], places, cache if keep else None)
+    read, cache = PrefixCache(), PrefixCache()
+    with recomputed(network, embeds.shape[0] * size, recompute):
+        hidden = run(network, embeds, causal[:, None], places, read if keep else None)
+    cache.layers = read.layers  # in a cache of their own: `read` may yet be asked again, and never continues
     return Prefixed(cache, hidden, visible, lengths)
 
 
@@ -322,7 +327,7 @@ class Scoring:
     """How scoring computes, which changes no number but for rounding."""
 
     recompute: Recompute = "never"
-    """Whether the layers compute the continuations' inner states once more in the backward pass."""
+    """Whether the layers compute inner states, of prefixes and of continuations, once more in the backward pass."""
     packed: bool = False
     """In one sequence under a block mask (`blocks.states`), not in rows."""
 
@@ -358,7 +363,7 @@ def score(
     """
     if scoring.packed:
         return _score_packed(network, prefixes, rows, embed, head, sampling, continuations, scoring)
-    done = run_prefixes(network, prefixes, open_to_all, positions=positions)
+    done = run_prefixes(network, prefixes, open_to_all, positions=positions, recompute=scoring.recompute)
     lengths = [len(ids) for ids in continuations]
     ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
     with recomputed(network, rows.branches().numel() * ids.shape[1], scoring.recompute):

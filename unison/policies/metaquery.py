@@ -304,7 +304,8 @@ class MetaQuery(Policy):
         runs = self._see([self.chat.pieces(prompt) for prompt in prompts], self.network.config.source_side)
         embeds = [torch.cat([row, queries.to(row.dtype)]) for row in self._embed(runs)]
         places = [positions(row, more=len(queries)) for row in runs]
-        states = causal.run_prefixes(self.decoder, embeds, keep=False, positions=places).hidden
+        again = self.config.recompute
+        states = causal.run_prefixes(self.decoder, embeds, keep=False, positions=places, recompute=again).hidden
         return self.network.bridge(states[:, -len(queries) :])
 
     def _sources(self, asked: Sequence[Ask]) -> tuple[Tensor, list[int]]:

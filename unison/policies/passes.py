@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from unison.config import Recompute
 from unison.policies import causal, masked, sde, tokens
 from unison.policies.live import Program
 from unison.policies.metaquery import Guided
+from unison.policies.recompute import recomputed
 from unison.types import Sampling
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Continued:
     """Tokens of each."""
     guided: bool = False
     """Whether an unconditional branch is read beside the conditional one."""
+    recompute: Recompute = "never"
+    """Whether layers compute inner states once more in the backward pass."""
 
     def rows_of(self) -> causal.Rows:
         """Siblings next to each other; the unconditional prompt is the last."""
@@ -45,7 +49,7 @@ class Continued:
     def read(self, decoder: Any, end: int | None = None) -> causal.Prefixed:
         """The prompts after their pass."""
         embeds = _embeds(decoder, self.prompt)
-        return causal.run_prefixes(decoder, [embeds] * (self.prompts + self.guided), end=end)
+        return causal.run_prefixes(decoder, [embeds] * (self.prompts + self.guided), end=end, recompute=self.recompute)
 
 
 def _embeds(decoder: Any, count: int) -> Tensor:
@@ -58,7 +62,8 @@ def replies(decoder: nn.Module, ends: Callable[[], Ends], sizes: Continued) -> P
     def score() -> Tensor:
         done, rows, (embed, head) = sizes.read(decoder), sizes.rows_of(), ends()
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
-        hidden = causal.continuation_states(decoder, done, rows, embed, ids)
+        with recomputed(decoder, rows.branches().numel() * sizes.length, sizes.recompute):
+            hidden = causal.continuation_states(decoder, done, rows, embed, ids)
         return _scored(head, *rows.split(hidden), sizes.rows * sizes.length)
 
     return score
@@ -108,6 +113,8 @@ class Denoised:
     """States that go through the diffusion transformer in one pass; 0 for all."""
     edits: bool
     """Whether every drawing edits a picture."""
+    recompute: Recompute
+    """Whether the language model's layers compute inner states once more in the backward pass."""
 
 
 def denoised(network: MetaQueryNetwork, sizes: Denoised) -> Program:
@@ -134,7 +141,7 @@ def _velocity(network: MetaQueryNetwork, sizes: Denoised) -> Guided:
     decoder: Any = network.qwen.model.language_model
     queries = network.bridge.queries["edit" if sizes.edits else "draw"]
     embeds = torch.cat([_embeds(decoder, sizes.prompt), queries])
-    states = causal.run_prefixes(decoder, [embeds] * sizes.prompts, keep=False).hidden
+    states = causal.run_prefixes(decoder, [embeds] * sizes.prompts, keep=False, recompute=sizes.recompute).hidden
     context, pooled = network.bridge(states[:, -len(queries) :])
     latents = torch.empty(sizes.drawings, *network.latent_shape)
     source = network.source_tokens(latents, latents) if sizes.edits else None
