@@ -54,7 +54,7 @@ class SanaSize:
 
 TOY = SanaSize(width=64, layers=4, heads=2, channels=8, side=4, tokens=16)  # as a bundled model would be
 SMALL = SanaSize(width=256, layers=6, heads=8, channels=32, side=8, tokens=64)
-PUBLISHED = SanaSize(width=384, layers=10, heads=12, channels=32, side=32, tokens=256)  # as SANA.s latents; 25 million
+PUBLISHED = SanaSize(width=384, layers=10, heads=12, channels=32, side=32, tokens=256)  # SANA's latents, 25 million
 MEASURED = ((TOY, 1), (TOY, 8), (SMALL, 1), (SMALL, 8), (PUBLISHED, 1))
 """Sizes, and paths of a micro-batch."""
 SAMPLING = Sampling(steps=10)

@@ -107,8 +107,8 @@ def _check_split(config: RunConfig) -> None:
         "reward_normalisation = 'group'": config.reward_normalisation == "group",
         "scenario.image.shared_start": config.scenario.image.shared_start,
     }
-    for setting in (setting for setting, used in whole.items() if used):
-        _require(False, name, split, f"1 with {setting}, which wants a group in one place")
+    for setting, used in whole.items():
+        _require(not used, name, split, f"1 with {setting}, which wants a group in one place")
 
 
 def _check_objective(config: RunConfig) -> None:

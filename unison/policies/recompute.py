@@ -48,7 +48,7 @@ def recomputed(network: nn.Module, positions: int, choice: Recompute) -> Iterato
 
 def kept_bytes(network: nn.Module, positions: int) -> float:
     """What the backward pass keeps of so many positions: ten states of the network's width in a layer and three of the
-    feed-forward width, as the dry run counts."""
+    feed-forward width, about."""
     config: Any = network.config
     weight = next(network.parameters())
     device = weight.device.type
