@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -69,9 +70,17 @@ def start(config: DistributedConfig, trackers: Sequence[str], folder: Path) -> A
 
 
 def leave() -> None:
-    """Parts from the other processes, at the end of the last run of a program."""
+    """Parts from the other processes, and ends this one if there are any: the last thing that a program does.
+
+    The interpreter is not shut down. A thread of gloo may not have let go of the last exchange's tensors yet, and does
+    so in Python; if the interpreter is going by then, the process aborts (pytorch/pytorch#179291). To wait for such
+    threads is no way out: they live as long as their group, which caches of `DTensor` hold.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class Processes:
