@@ -52,6 +52,8 @@ class Problem:
     conditional: bool
     """Score the conditional branch of drawings alone, as the CoRL authors' code does."""
     dtype: Literal["float32", "bfloat16"]
+    images: int = 2
+    """Drawings that Unison scores in one pass, whose activations it keeps; 0 takes all, and they are recomputed."""
 
     @property
     def drawing(self) -> Drawing:
@@ -76,11 +78,16 @@ def open_trainer(problem: Problem, folder: Path) -> Trainer:
     trainer = Trainer(
         RunConfig(
             recipe="benchmarks.step",
-            policy=PolicyConfig(str(folder / "checkpoint"), frozen=LANGUAGE_MODEL_ONLY, dtype=problem.dtype),
+            policy=PolicyConfig(
+                str(folder / "checkpoint"),
+                frozen=LANGUAGE_MODEL_ONLY,
+                dtype=problem.dtype,
+                recompute="never" if problem.images else "auto",
+            ),
             data=DataConfig(),
             scenario=ScenarioConfig("unified", group_size=problem.group, text=problem.text, image=problem.image),
             rewards={"format": 1.0},  # never asked
-            optim=OptimConfig(items_per_step=1, micro_batch_items=1),
+            optim=OptimConfig(items_per_step=1, micro_batch_items=1, micro_batch_images=problem.images),
             out=folder / "run",
             trackers=(),
         )

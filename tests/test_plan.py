@@ -17,7 +17,7 @@ from unison.policies.live import peak_bytes
 from unison.policies.passes import Continued, replies
 from unison.policies.shapes import LOCAL
 from unison.policies.showo import ShowO
-from unison.recipes import corl, unirl
+from unison.recipes import corl, unirl, unirl_zero
 from unison.rewards.sizes import model_bytes
 from unison.types import Context, Sampling
 
@@ -106,6 +106,19 @@ def test_scoring_more_rounds_costs_no_more_memory_than_a_chunk_of_them():
     assert by_rounds[2] == pytest.approx(by_rounds[3], rel=0.01)
     one_pass = replace(run.optim, scoring="whole_canvas", scored_rounds=0)
     assert activations(replace(run, optim=one_pass)) == pytest.approx(by_rounds[0], rel=0.2)
+
+
+@pytest.mark.parametrize("recipe", [corl.tiny_unified, unirl_zero.tiny_draw])
+def test_fewer_drawings_in_a_pass_take_less_memory(recipe: Callable[[], RunConfig]):
+    run = recipe()
+    most = run.optim.micro_batch_items * run.scenario.group_size
+    sizes = (2, most // 2, most, most + 1, 0)
+    two, half, *all_at_once = (
+        estimate_memory(replace(run, optim=replace(run.optim, micro_batch_images=n))).updating for n in sizes
+    )
+    work = "activations of a micro-batch"
+    assert two[work] <= half[work] < all_at_once[0][work]
+    assert all_at_once[0] == all_at_once[1] == all_at_once[2]
 
 
 def test_a_smaller_share_of_show_os_memory_is_relaxation_without_guidance():

@@ -113,15 +113,29 @@ def test_the_first_ratio_is_one(checkpoint: Path, tmp_path: Path):
 
 
 def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_path: Path):
-    rows = [
-        metrics(
-            Trainer(small(checkpoint, tmp_path / str(size), optim__micro_batch_items=size, optim__steps=1)).train()
-        )[0]
-        for size in (1, 4)
-    ]
-    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
-    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=1e-5)
-    assert rows[0]["text/grad_norm"] == pytest.approx(rows[1]["text/grad_norm"], rel=1e-4)
+    def row(items: int, images: int) -> dict[str, float]:
+        batches = {"optim__micro_batch_items": items, "optim__micro_batch_images": images}
+        return metrics(Trainer(small(checkpoint, tmp_path / f"{items}-{images}", **batches, optim__steps=1)).train())[0]
+
+    whole = row(4, 0)
+    for parts in (row(1, 0), row(4, 3)):
+        assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+        assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+        assert parts["text/grad_norm"] == pytest.approx(whole["text/grad_norm"], rel=1e-4)
+
+
+def test_drawings_go_through_the_network_so_many_at_a_time(checkpoint: Path, tmp_path: Path):
+    trainer = Trainer(small(checkpoint, tmp_path / "run", optim__micro_batch_images=3, optim__steps=1))
+    score, passes = trainer.policy.forward, list[tuple[str, int]]()
+
+    def counted(contexts: Any, actions: Any, *rest: Any) -> Any:
+        passes.append((actions[0].modality, len(actions)))
+        return score(contexts, actions, *rest)
+
+    trainer.policy.forward = counted  # type: ignore[method-assign]
+    trainer.train()
+    assert {size for modality, size in passes if modality == "image"} == {3, 2}  # of 2 items of 4 siblings
+    assert {size for modality, size in passes if modality == "text"} == {8}
 
 
 def test_chunked_rollout_gives_the_same_step(checkpoint: Path, tmp_path: Path):
@@ -201,6 +215,7 @@ def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: P
         ({"scenario__group_size": 1}, r"scenario\.group_size = 1.*at least 2"),
         ({"optim__items_per_step": 5}, r"optim\.micro_batch_items = 2.*divisor"),
         ({"optim__updates_per_rollout": 3}, r"optim\.updates_per_rollout = 3.*divisor"),
+        ({"optim__micro_batch_images": -1}, r"optim\.micro_batch_images = -1.*at least 0"),
         ({"rewards": {}}, "rewards.*at least one"),
         ({"advantage__kind": "reward", "rewards": {}}, "rewards.*at least one"),
         ({"scenario__relax_temperature": 0.0}, r"scenario\.relax_temperature = 0.*above 0"),

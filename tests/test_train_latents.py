@@ -321,6 +321,7 @@ def test_training_raises_what_is_rewarded(start: Callable[..., Trainer], changes
 def test_micro_batches_leave_loss_and_gradient_unchanged(start: Callable[..., Trainer]):
     fields: dict[str, Any] = {"optim__steps": 2, "objective__image_kl_beta": 0.1, "optim__learning_rate": 1e-2}
     rows = [metrics(start(f"{size}", optim__micro_batch_items=size, **fields).train()) for size in (1, 2, 4)]
+    rows.append(metrics(start("images", optim__micro_batch_images=3, **fields).train()))
     for row in rows[1:]:
         for step in range(2):
             assert row[step]["grad_norm"] == pytest.approx(rows[0][step]["grad_norm"], rel=1e-4)

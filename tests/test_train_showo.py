@@ -95,11 +95,13 @@ def test_a_step_of_each_scenario_starts_at_ratio_one_and_trains_the_decoder(
 @pytest.mark.parametrize("scoring", ["rounds", "random_masks"])
 def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_path: Path, scoring: str) -> None:
     found = []
-    for size in (1, 4):
-        config = scored_by(small(checkpoint, tmp_path / str(size)), scoring, micro_batch_items=size)
+    for items, images in ((4, 0), (1, 0), (4, 3)):
+        config = small(checkpoint, tmp_path / f"{items}-{images}")
+        config = scored_by(config, scoring, micro_batch_items=items, micro_batch_images=images)
         found.append(rows(trainer_of(config).train())[0])
-    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-4)
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+    for parts in found[1:]:
+        assert parts["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
+        assert parts["loss"] == pytest.approx(found[0]["loss"], abs=1e-5)
 
 
 def test_chunked_rollout_gives_the_same_step(checkpoint: Path, tmp_path: Path) -> None:

@@ -252,6 +252,9 @@ class OptimConfig:
     """Items per step over all processes; each gets a group."""
     micro_batch_items: int = 16
     """Items scored in one forward pass per process (gradient accumulation over the rest)."""
+    micro_batch_images: int = 0
+    """Drawings and edits of these items scored in one pass; 0 takes all. Fewer take less memory, so that activations
+    may be kept where all would be recomputed, and read their prompt more often."""
     rollout_items: int = 0
     """Items rolled out in one go per process; 0 takes all."""
     scoring: Scoring = "rounds"

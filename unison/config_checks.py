@@ -60,6 +60,8 @@ def check(config: RunConfig) -> None:
     _check_scoring(optim)
     _check_guards(optim)
     _check_objective(config)
+    images = optim.micro_batch_images
+    _require(images >= 0, "optim.micro_batch_images", images, "at least 0 (0 scores all of a micro-batch at once)")
     _require(optim.refills >= 0, "optim.refills", optim.refills, "at least 0 (0 is off)")
     compared = config.advantage.kind in COMPARISONS
     _require(compared or not optim.refills, "optim.refills", optim.refills, "0 where siblings are not compared")
@@ -122,6 +124,9 @@ def _check_objective(config: RunConfig) -> None:
     if name in ("dpo", "nft"):
         held = (objective.kl_beta, objective.image_kl_beta)
         _require(not any(held), "objective.kl_beta, image_kl_beta", held, f"0 with {name!r}, which beta holds back")
+    if paired:
+        images = optim.micro_batch_images
+        _require(not images, "optim.micro_batch_images", images, "0: 'dpo' compares the two drawings of a pair")
     if paired and objective.level == "decision":
         rounds = optim.scored_rounds
         _require(not rounds, "optim.scored_rounds", rounds, "0: 'dpo' compares both drawings at every level of noise")

@@ -7,6 +7,7 @@ libraries' own memory, and pictures of data and logs.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,6 +236,11 @@ class _Work:
         return self.rows(self.config.optim.micro_batch_items)
 
     @property
+    def drawn(self) -> int:
+        """Trajectories whose drawings are scored in one pass, at most: some have two each."""
+        return min(self.scored, self.config.optim.micro_batch_images or self.scored)
+
+    @property
     def prompts(self) -> int:
         """Different prompts among them: siblings share theirs until each has done something of its own."""
         shared = self.config.scenario.name in ("t2i", "understanding", "unified", "imitate")
@@ -256,24 +262,23 @@ class _Work:
         )
 
     def drawings(self) -> float:
-        """Bytes that scoring a micro-batch's drawings takes; none where no drawing is scored."""
+        """Bytes that scoring a pass of drawings takes; none where no drawing is scored."""
         if not self.draws or self.scenario.relaxes:
             return 0.0
         if self.sizes.denoising:
             return self._denoised(self.sizes.denoising)
         guided = self.config.scenario.image.scores_guided
-        return self._canvases(guided, self.scored) if self.sizes.masked else self._in_order(guided, self.scored)
+        return self._canvases(guided, self.drawn) if self.sizes.masked else self._in_order(guided, self.drawn)
 
     def _in_order(self, guided: bool, rows: int) -> float:
         from unison.policies.passes import Continued, replies
 
-        sizes = Continued(min(self._asked, rows), PROMPT, rows, self.sizes.image_tokens, guided, self._recompute)
+        sizes = Continued(self._asked(rows), PROMPT, rows, self.sizes.image_tokens, guided, self._recompute)
         return self._peak(replies(self._decoder, self._codes, sizes))
 
-    @property
-    def _asked(self) -> int:
-        """Different prompts of a micro-batch's drawings: those of whatever draws first are shared."""
-        return self.scored if self.scenario.verbs[0] == "write" else self.scored // self.group
+    def _asked(self, rows: int) -> int:
+        """Different prompts of so many drawings: those of whatever draws first are shared."""
+        return rows if self.scenario.verbs[0] == "write" else math.ceil(rows / self.group)
 
     def _canvases(self, guided: bool, rows: int, rounds: int | None = None) -> float:
         """A chunk of the canvases of a drawing's rounds."""
@@ -286,7 +291,7 @@ class _Work:
         chunk = max(1, POSITIONS_PER_CHUNK // (tokens * _branches(guided)))
         count = min(rows * rounds, chunk)
         decided = max(1, count * tokens // rounds)
-        sizes = Continued(min(self._asked, count), PROMPT, count, tokens, guided)
+        sizes = Continued(min(self._asked(rows), count), PROMPT, count, tokens, guided)
         return self._peak(canvases(self._decoder, self._codes, sizes, decided))
 
     def _denoised(self, expert: Denoising) -> float:
@@ -296,14 +301,14 @@ class _Work:
         guided = self.config.scenario.image.scores_guided and self.config.objective.name != "sft"
         edits, turns = "edit" in self.scenario.verbs, "draw" in self.scenario.verbs and "edit" in self.scenario.verbs
         thought = self.config.scenario.text.max_tokens if "write" in self.scenario.verbs else 0
-        prompts = self._asked + (self.scored if turns else 0)
+        prompts = self._asked(self.drawn) + (self.drawn if turns else 0)
         # the branch that sees the source alone is each prompt's own; that which sees nothing is there once
         asked = prompts * (1 + (edits and guided)) + (guided and not edits)
         branches = _branches(guided) + (guided and edits and self.config.scenario.image.source_guidance != 1)
         sizes = Denoised(
             prompts=asked,
             prompt=PROMPT + thought + edits * expert.source_tokens,
-            drawings=self.scored * (1 + (edits and not turns)),
+            drawings=self.drawn * (1 + (edits and not turns)),
             states=self._states * (1 + (edits and not turns)),
             branches=branches,
             at_once=self.config.policy.states_per_pass,
@@ -314,12 +319,12 @@ class _Work:
 
     @property
     def _states(self) -> int:
-        """Noisy states of a micro-batch that are scored."""
+        """Noisy states of such drawings that are scored."""
         image = self.config.scenario.image
         if self.config.objective.name == "sft":  # a given drawing is one state of itself
-            return self.scored
+            return self.drawn
         steps = min(self.config.optim.scored_rounds or image.steps, image.steps)
-        return self.scored * (len(image.noisy_steps) or steps)
+        return self.drawn * (len(image.noisy_steps) or steps)
 
     def relaxed(self) -> float:
         """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the decoder with its

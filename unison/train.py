@@ -334,11 +334,12 @@ class Trainer:
         return replace(objective, kl_beta=objective.kl_beta * self.retention.kl_factor)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
-        size = self.config.optim.micro_batch_items
-        for start in range(0, len(groups), size):
-            chunk = [s for g in groups[start : start + size] for s in g if s.turn.action.modality == modality]
-            if chunk:
-                yield chunk
+        optim = self.config.optim
+        for start in range(0, len(groups), optim.micro_batch_items):
+            some = groups[start : start + optim.micro_batch_items]
+            chunk = [s for group in some for s in group if s.turn.action.modality == modality]
+            size = (optim.micro_batch_images if modality == "image" else 0) or max(1, len(chunk))
+            yield from (chunk[first : first + size] for first in range(0, len(chunk), size))
 
     def _batch(
         self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig, said: Compared

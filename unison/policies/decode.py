@@ -128,16 +128,19 @@ class Decoder:
     def __call__(self, x: Tensor) -> Tensor:
         """Embeddings of the next position of each row -> its states. [B, D]"""
         cos, sin = self.cos[self.steps].to(x.dtype), self.sin[self.steps].to(x.dtype)
+        where = self.where[:, : self.filled + self.steps + 1].contiguous()
         with torch.autocast(x.device.type, enabled=False):  # the products have their type already
             for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
                 qkv = layer.qkv(_rms(layer.attention_norm, x))
-                x = x + layer.out(self._attention(keys, values, qkv, cos, sin))
+                x = x + layer.out(self._attention(keys, values, qkv, cos, sin, where))
                 gate, up = layer.gate_up(_rms(layer.mlp_norm, x)).chunk(2, -1)
                 x = x + layer.down(layer.act(gate) * up)
         self.steps += 1
         return _rms(self.norm, x)
 
-    def _attention(self, all_keys: Tensor, all_values: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attention(
+        self, all_keys: Tensor, all_values: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, where: Tensor
+    ) -> Tensor:
         """Takes in the new position's keys and values, and attends with its queries. [B, H * D]"""
         at = self.filled + self.steps
         turned, values = qkv.unflatten(-1, (-1, self.width)).split([self.heads + self.key_heads, self.key_heads], 1)
@@ -145,7 +148,6 @@ class Decoder:
         all_keys[:, at] = keys.flatten(0, 1)
         all_values[:, at] = values.flatten(0, 1)
         weights = self._weights(all_keys[:, : at + 1], queries.float()).to(values.dtype)
-        where = self.where[:, : at + 1]
         mixed = F.embedding_bag(where, all_values.flatten(0, 1), mode="sum", per_sample_weights=weights)
         return mixed.view(len(qkv), -1)
 
