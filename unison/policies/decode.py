@@ -105,10 +105,10 @@ class Decoder:
         self.heads: int = attention.config.num_attention_heads
         self.key_heads = self.heads // groups
         self.layers = packed.layers
-        # keys [B * K, S, D] float32 and values [B * K, S, D] in the type of the products, of every layer
+        # keys [B, K, S, D] float32 and values [B, K, S, D] in the type of the products, of every layer
         kinds = [layer.kind for layer in packed.layers]
-        self.keys = [k.flatten(0, 1).to(kind).float() for (k, _), kind in zip(cache, kinds, strict=True)]
-        self.values = [v.flatten(0, 1).to(kind) for (_, v), kind in zip(cache, kinds, strict=True)]
+        self.keys = [k.contiguous().to(kind).float() for (k, _), kind in zip(cache, kinds, strict=True)]
+        self.values = [v.contiguous().to(kind) for (_, v), kind in zip(cache, kinds, strict=True)]
         self.norm = packed.network.norm
         self.filled = filled
         self.steps = 0
@@ -121,9 +121,8 @@ class Decoder:
 
     def cache(self) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values so far. [B, K, S, D]"""
-        at, shape = self.filled + self.steps, (-1, self.key_heads)
-        parts = zip(self.keys, self.values, strict=True)
-        return [(k.unflatten(0, shape)[:, :, :at], v.unflatten(0, shape)[:, :, :at]) for k, v in parts]
+        at = self.filled + self.steps
+        return [(k[:, :, :at], v[:, :, :at]) for k, v in zip(self.keys, self.values, strict=True)]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Embeddings of the next position of each row -> its states. [B, D]"""
@@ -145,10 +144,10 @@ class Decoder:
         at = self.filled + self.steps
         turned, values = qkv.unflatten(-1, (-1, self.width)).split([self.heads + self.key_heads, self.key_heads], 1)
         queries, keys = _rotate(turned, cos, sin).to(values.dtype).split([self.heads, self.key_heads], 1)
-        all_keys[:, at] = keys.flatten(0, 1)
-        all_values[:, at] = values.flatten(0, 1)
-        weights = self._weights(all_keys[:, : at + 1], queries.float()).to(values.dtype)
-        mixed = F.embedding_bag(where, all_values.flatten(0, 1), mode="sum", per_sample_weights=weights)
+        all_keys[:, :, at] = keys
+        all_values[:, :, at] = values
+        weights = self._weights(all_keys.flatten(0, 1)[:, : at + 1], queries.float()).to(values.dtype)
+        mixed = F.embedding_bag(where, all_values.flatten(0, 2), mode="sum", per_sample_weights=weights)
         return mixed.view(len(qkv), -1)
 
     def _weights(self, keys: Tensor, queries: Tensor) -> Tensor:
