@@ -111,14 +111,17 @@ def plain(head: nn.Module, hidden: Tensor, ids: Tensor, sampling: Sampling, hidd
 
 @pytest.mark.parametrize("per_chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("kept", [0, 1000])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_scoring_in_chunks_changes_neither_values_nor_gradients(
-    monkeypatch: pytest.MonkeyPatch, per_chunk: int, guided: bool
+    monkeypatch: pytest.MonkeyPatch, per_chunk: int, guided: bool, kept: int, temperature: float
 ) -> None:
     torch.manual_seed(0)
     head, hidden, hidden_u = nn.Linear(8, 20), torch.randn(7, 8), torch.randn(7, 8) if guided else None
     inputs = [x.requires_grad_() for x in (hidden, hidden_u) if x is not None] + list(head.parameters())
-    ids, sampling = torch.arange(7), Sampling(temperature=0.7, guidance=3.0)
+    ids, sampling = torch.arange(7), Sampling(temperature=temperature, guidance=3.0)
     monkeypatch.setattr(tokens, "LOGITS_PER_CHUNK", 20 * per_chunk)
+    monkeypatch.setattr(tokens, "LOGITS_KEPT", kept)
     logps = score(head, hidden, ids, sampling, hidden_u), plain(head, hidden, ids, sampling, hidden_u)
     assert torch.allclose(*logps, atol=1e-5)
     weights = torch.linspace(-1, 1, 7)
@@ -141,6 +144,22 @@ def test_no_chunk_of_logits_is_larger_than_allowed(monkeypatch: pytest.MonkeyPat
 
     score(watched(head), torch.randn(7, 8), torch.arange(7), Sampling())
     assert max(sizes) == 2
+
+
+def test_logits_are_recomputed_only_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, hidden = nn.Linear(8, 20), torch.randn(7, 8)
+    saved: list[int] = []
+
+    def keep(x: Tensor) -> Tensor:
+        saved.append(x.numel() * (x.shape[-1:] == (20,)))
+        return x
+
+    for kept in (7 * 20, 7 * 20 - 1):
+        saved.clear()
+        monkeypatch.setattr(tokens, "LOGITS_KEPT", kept)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            score(head, hidden, torch.arange(7), Sampling())
+        assert (max(saved, default=0) >= 7 * 20) == (kept == 7 * 20)
 
 
 def test_a_vocabulary_larger_than_a_chunk_still_scores(monkeypatch: pytest.MonkeyPatch) -> None:

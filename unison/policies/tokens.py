@@ -18,6 +18,8 @@ from unison.types import Sampling
 # Logits held at once while scoring (36 MB in float32). Not fewer: glibc gives a freed block of 32 MiB or more back to
 # the system, but smaller ones leave gaps in its heap, which over the chunks of a long score add up to gigabytes.
 LOGITS_PER_CHUNK = 9_000_000
+# Logits above which scoring computes them once more in the backward pass; fewer are kept as log-probabilities.
+LOGITS_KEPT = 4 * LOGITS_PER_CHUNK
 
 
 def uniforms(seeds: Sequence[int], length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -50,11 +52,16 @@ def step(
     """
     if (u is None) == (ids is None):
         raise ValueError("step draws with `u` or scores `ids`: give exactly one of them")
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logp = _log_softmax(logits, temperature)
     if ids is None:
         assert u is not None
         ids = pick(logp, u)
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    # dividing by 1 is a pass over all logits, in the backward pass too
+    return torch.log_softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
 
 
 def pick(logp: Tensor, u: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ def draw(
         ids [...], their log-probabilities as they are to be scored, and those that they were drawn with.
     """
     guided = conditional if unconditional is None else guide(conditional, unconditional, sampling.guidance)
-    logp = torch.log_softmax(guided.float() / sampling.temperature, dim=-1)
+    logp = _log_softmax(guided, sampling.temperature)
     ids = choose(logp)
     drawn = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     if unconditional is None or not sampling.score_conditional:
@@ -183,7 +190,7 @@ def score(
 ) -> Tensor:
     """Log-probabilities of given tokens from hidden states, never holding more than a chunk of logits.
 
-    Logits of a chunk are recomputed in the backward pass, so memory does not grow with the vocabulary.
+    Where there are many, a chunk's are recomputed in the backward pass, so memory does not grow with the vocabulary.
 
     Args:
         head: hidden states -> logits.
@@ -199,11 +206,13 @@ def score(
     def of_chunk(h: Tensor, chunk_ids: Tensor, h_u: Tensor | None) -> Tensor:
         return step(_logits(head, h, h_u, sampling), sampling.temperature, ids=chunk_ids)[1]
 
-    rows = max(1, LOGITS_PER_CHUNK // _vocabulary(head, hidden))
+    vocabulary = _vocabulary(head, hidden)
+    rows = max(1, LOGITS_PER_CHUNK // vocabulary)
     states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
     chunks = zip(hidden.split(rows), ids.split(rows), states_u, strict=False)
-    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
-    return torch.cat(parts)
+    if len(hidden) * vocabulary <= LOGITS_KEPT:
+        return torch.cat([of_chunk(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _logits(
