@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,16 +53,16 @@ def step(
     """
     if (u is None) == (ids is None):
         raise ValueError("step draws with `u` or scores `ids`: give exactly one of them")
-    logp = _log_softmax(logits, temperature)
+    logp = torch.log_softmax(_tempered(logits, temperature), dim=-1)
     if ids is None:
         assert u is not None
         ids = pick(logp, u)
     return ids, logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    # dividing by 1 is a pass over all logits, in the backward pass too
-    return torch.log_softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    # dividing by 1 would be a pass over all logits, in the backward pass too
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def pick(logp: Tensor, u: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def draw(
         ids [...], their log-probabilities as they are to be scored, and those that they were drawn with.
     """
     guided = conditional if unconditional is None else guide(conditional, unconditional, sampling.guidance)
-    logp = _log_softmax(guided, sampling.temperature)
+    logp = torch.log_softmax(_tempered(guided, sampling.temperature), dim=-1)
     ids = choose(logp)
     drawn = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     if unconditional is None or not sampling.score_conditional:
@@ -165,13 +166,10 @@ def relaxed_rows(
     rows_of = table.detach()  # the table was looked up at the draws alone, which is all that its gradient may say
 
     def of_chunk(h: Tensor, chunk_ids: Tensor, noise: Tensor, h_u: Tensor | None) -> Tensor:
-        logits = _logits(head, h, h_u, sampling) / sampling.temperature
+        logits = _tempered(_logits(head, h, h_u, sampling), sampling.temperature)
         return _gumbel_softmax(logits, chunk_ids, temperature, noise) @ rows_of.float()
 
-    rows = max(1, LOGITS_PER_CHUNK // len(table))
-    states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
-    chunks = zip(hidden.split(rows), ids.split(rows), exponential.split(rows), states_u, strict=False)
-    soft = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+    soft = _in_chunks(_checkpointed(of_chunk), len(table), hidden, ids, exponential, unconditional)
     return table[ids] + (soft - soft.detach())
 
 
@@ -188,9 +186,10 @@ def score(
     sampling: Sampling,
     unconditional: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities of given tokens from hidden states, never holding more than a chunk of logits.
+    """Log-probabilities of given tokens from hidden states, a chunk of logits at a time.
 
-    Where there are many, a chunk's are recomputed in the backward pass, so memory does not grow with the vocabulary.
+    Of up to `LOGITS_KEPT` logits the backward pass keeps the log-probabilities; more are computed once more, so memory
+    does not grow with the vocabulary.
 
     Args:
         head: hidden states -> logits.
@@ -207,12 +206,24 @@ def score(
         return step(_logits(head, h, h_u, sampling), sampling.temperature, ids=chunk_ids)[1]
 
     vocabulary = _vocabulary(head, hidden)
+    few = len(hidden) * vocabulary <= LOGITS_KEPT
+    return _in_chunks(of_chunk if few else _checkpointed(of_chunk), vocabulary, hidden, ids, unconditional)
+
+
+def _checkpointed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same, computed once more in the backward pass."""
+    return partial(checkpoint, function, use_reentrant=False)
+
+
+def _in_chunks(of_chunk: Callable[..., Tensor], vocabulary: int, *parts: Tensor | None) -> Tensor:
+    """What a function makes of rows of all parts, as many at a time as `LOGITS_PER_CHUNK` allows. [N, ...]
+
+    Args:
+        parts: [N, ...] each, or None, of which every chunk gets None; the first is a tensor.
+    """
     rows = max(1, LOGITS_PER_CHUNK // vocabulary)
-    states_u = itertools.repeat(None) if unconditional is None else unconditional.split(rows)
-    chunks = zip(hidden.split(rows), ids.split(rows), states_u, strict=False)
-    if len(hidden) * vocabulary <= LOGITS_KEPT:
-        return torch.cat([of_chunk(*chunk) for chunk in chunks])
-    return torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+    chunks = zip(*(itertools.repeat(None) if p is None else p.split(rows) for p in parts), strict=False)
+    return torch.cat([of_chunk(*chunk) for chunk in chunks])
 
 
 def _logits(
