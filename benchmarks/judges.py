@@ -30,10 +30,11 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
-from unison.objects import COCO
+from unison.data.objects import COCO
 from unison.rewards.image_reward import ImageReward
 from unison.rewards.quality import AestheticHead
-from unison.world.scene import TASKS, sample
+from unison.types import TASKS
+from unison.world.scene import sample
 
 KINDS: dict[str, tuple[str, ...]] = {
     "llm_judge": ("causal",),

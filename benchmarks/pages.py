@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.compare import HEADER, Row
+from benchmarks.speed.compare import HEADER, Row
 
 DOCS = Path(__file__).parents[1] / "docs"
 

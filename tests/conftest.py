@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import JanusForConditionalGeneration, JanusProcessor
 
-    from unison.policies.janus import Janus
-    from unison.policies.metaquery import MetaQuery
-    from unison.policies.metaquery_net import Parts
-    from unison.policies.showo import ShowO
+    from unison.policies.janus.policy import Janus
+    from unison.policies.metaquery.network import Parts
+    from unison.policies.metaquery.policy import MetaQuery
+    from unison.policies.showo.policy import ShowO
 
 # Before any test imports a Hugging Face library, which reads it once. Nothing in the tests needs the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -66,7 +66,7 @@ def tiny_janus() -> tuple[JanusForConditionalGeneration, JanusProcessor]:
     """The real Janus at toy size, random, with weights so large that every part of a context matters."""
     import torch
 
-    from unison.world.pretrain import CorpusConfig, build_janus, build_processor
+    from unison.pretrain.janus import CorpusConfig, build_janus, build_processor
 
     torch.manual_seed(0)
     processor = build_processor(CorpusConfig())
@@ -93,7 +93,7 @@ def make_policy(tiny_janus: tuple[JanusForConditionalGeneration, JanusProcessor]
     import copy
 
     from unison.config import PolicyConfig
-    from unison.policies.janus import Janus
+    from unison.policies.janus.policy import Janus
 
     network, processor = tiny_janus
 
@@ -115,10 +115,10 @@ def tiny_showo() -> ShowO:
     import torch
 
     from unison.config import PolicyConfig
-    from unison.policies.magvit import MagvitConfig
-    from unison.policies.showo import ShowO
-    from unison.policies.showo_net import PhiSizes, ShowOConfig, ShowONetwork
-    from unison.world.pretrain import CorpusConfig, build_tokenizer
+    from unison.policies.showo.magvit import MagvitConfig
+    from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
+    from unison.policies.showo.policy import ShowO
+    from unison.pretrain.janus import CorpusConfig, build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(CorpusConfig())
@@ -146,7 +146,7 @@ def make_showo(tiny_showo: ShowO) -> Callable[..., ShowO]:
     import copy
 
     from unison.config import PolicyConfig
-    from unison.policies.showo import ShowO
+    from unison.policies.showo.policy import ShowO
 
     def make(**fields: Any) -> ShowO:
         return ShowO(copy.deepcopy(tiny_showo.network), tiny_showo.tokenizer, PolicyConfig("tiny", **fields))
@@ -169,8 +169,8 @@ def showo_clip(showo: ShowO) -> ShowO:
     from transformers import CLIPVisionConfig
 
     from unison.config import PolicyConfig
-    from unison.policies.showo import ShowO
-    from unison.policies.showo_net import ShowONetwork
+    from unison.policies.showo.network import ShowONetwork
+    from unison.policies.showo.policy import ShowO
 
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
@@ -188,8 +188,8 @@ def tiny_metaquery() -> Parts:
     path that is not zero."""
     import torch
 
-    from unison.world.pretrain import CorpusConfig
-    from unison.world.pretrain_metaquery import build_metaquery
+    from unison.pretrain.janus import CorpusConfig
+    from unison.pretrain.metaquery import build_metaquery
 
     torch.manual_seed(0)
     small = {"width": 64, "layers": 2, "vision_width": 64, "vision_layers": 1}
@@ -212,7 +212,7 @@ def make_metaquery(tiny_metaquery: Parts) -> Callable[..., MetaQuery]:
     import copy
 
     from unison.config import PolicyConfig
-    from unison.policies.metaquery import MetaQuery
+    from unison.policies.metaquery.policy import MetaQuery
 
     parts = tiny_metaquery
 

@@ -65,7 +65,7 @@ def test_the_tree_is_read_by_indentation():
         "unison/": "",
         "unison/policies/": "",
         "unison/policies/base.py": "the interface",
-        "unison/cli.py": "the verbs",
+        "unison/cli/main.py": "the verbs",
     }
 
 

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Modality = Literal["text", "image"]
+Split = Literal["train", "eval"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
 RelaxedCanvas = Literal["masked", "random", "round"]
 Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
+
+TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+"""GenEval's six tasks (arXiv 2310.11513), by which prompts are made and figures are reported."""
+RELATIONS = ("left of", "right of", "above", "below")
+"""GenEval's relations of one object to another."""
+COUNTS = (2, 3, 4)
+"""Numbers of equal objects that GenEval asks for."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +182,12 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
-    """What an update scores of an action."""
+class Selected:
+    """The decisions of an action that an update scores."""
 
     action: Action
     """The action itself, or what stands in for it: fewer decisions in its mask, other rounds."""
-    weight: Tensor  # [L] what each decision counts for, 0 where it is not scored
+    share: Tensor  # [L] what each decision counts for, 0 where it is not scored
     old_logp: Tensor | None  # [L] of the policy that sampled; None where no sampling gave it
     counted: Tensor  # [L] bool, decisions that share the update's loss, scored or not
 
@@ -240,7 +248,7 @@ class TurnBatch:
     kl: Tensor | None  # [B, L] divergence from the reference, if the objective asks for it; carries the gradient
     advantage: Tensor  # [B]
     mask: Tensor  # [B, L] bool
-    weight: Tensor  # [B, L] each decision's share of the loss of the whole step; 0 where masked
+    share: Tensor  # [B, L] of each decision in the loss of the whole step; 0 where masked
     group: Tensor  # [B] int64, equal for siblings: numbers from 0 without a gap
 
 

@@ -30,12 +30,12 @@ def dpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
         The batch's share of the loss, and sums over comparisons: divide by `decisions` for means.
     """
     gain = batch.advantage[:, None] * torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
-    weight = batch.weight
+    share = batch.share
     if config.level == "sequence":
-        gain, weight = gain.sum(1, keepdim=True), weight.sum(1, keepdim=True)
-    margin, weight = of_groups(gain, batch.group), of_groups(weight, batch.group)
-    compared = weight > 0
-    loss = -(weight * F.logsigmoid(config.beta * margin)).sum()
+        gain, share = gain.sum(1, keepdim=True), share.sum(1, keepdim=True)
+    margin, share = of_groups(gain, batch.group), of_groups(share, batch.group)
+    compared = share > 0
+    loss = -(share * F.logsigmoid(config.beta * margin)).sum()
     with torch.no_grad():
         measured = {"margin": margin, "preferred": (margin > 0).float()}
         sums = {name: float((value * compared).sum()) for name, value in measured.items()}

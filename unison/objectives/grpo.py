@@ -25,7 +25,7 @@ def totals(masks: Sequence[Tensor]) -> Totals:
     return Totals(len(masks), float(sum(int(mask.sum()) for mask in masks)))
 
 
-def decision_weights(mask: Tensor, modality: Modality, total: Totals, config: ObjectiveConfig) -> Tensor:
+def decision_shares(mask: Tensor, modality: Modality, total: Totals, config: ObjectiveConfig) -> Tensor:
     """Each decision's share of the update's loss, so that micro-batches simply add up. [B, L]
 
     `sequence`: mean over a turn's decisions, then over turns (GRPO, arXiv 2402.03300; CoRL). `token`: mean over all
@@ -71,7 +71,7 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
             "entropy": -batch.old_logp,  # of sampled tokens: an unbiased estimate
         }
         sums = {name: float((value * batch.mask).sum()) for name, value in measured.items()}
-    return (batch.weight * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
+    return (batch.share * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
 
 
 def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:

@@ -48,4 +48,4 @@ def nft(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     with torch.no_grad():
         measured = {"velocity_error": error, "kl": distance, "logp_difference": improvement.abs()}
         sums = {name: float((value * batch.mask).sum()) for name, value in measured.items()}
-    return (batch.weight * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
+    return (batch.share * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}

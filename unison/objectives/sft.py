@@ -16,5 +16,5 @@ def sft(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
         The batch's share of the loss, and sums over its decisions: divide by `decisions` for means.
     """
     nll = torch.where(batch.mask, -batch.logp, 0.0)
-    loss = (batch.weight * batch.advantage[:, None] * nll).sum()
+    loss = (batch.share * batch.advantage[:, None] * nll).sum()
     return loss, {"nll": float(nll.detach().sum()), "decisions": float(batch.mask.sum())}

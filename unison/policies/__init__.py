@@ -11,11 +11,11 @@ from unison.config import JoinConfig, PolicyConfig
 from unison.policies.base import Policy
 
 FAMILIES = {
-    "janus": "unison.policies.janus:Janus.load",
-    "multi_modality": "unison.policies.janus_deepseek:load",
-    "showo": "unison.policies.showo:ShowO.load",
-    "Showo": "unison.policies.showo:ShowO.load",
-    "metaquery": "unison.policies.metaquery:MetaQuery.load",
+    "janus": "unison.policies.janus.policy:Janus.load",
+    "multi_modality": "unison.policies.janus.deepseek:load",
+    "showo": "unison.policies.showo.policy:ShowO.load",
+    "Showo": "unison.policies.showo.policy:ShowO.load",
+    "metaquery": "unison.policies.metaquery.policy:MetaQuery.load",
 }
 """What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
 that Show-o's published configurations, which have no `model_type`, name instead."""
@@ -88,8 +88,8 @@ def load_policy(config: PolicyConfig) -> Policy:
 def _join(config: PolicyConfig) -> Policy:
     import torch
 
-    from unison.policies.metaquery import MetaQuery
-    from unison.policies.metaquery_net import join
+    from unison.policies.metaquery.network import join
+    from unison.policies.metaquery.policy import MetaQuery
 
     language_model, _, diffusion_model = config.path.partition(JOINED)
     try:

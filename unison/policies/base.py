@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import OptimConfig, PolicyConfig
-from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Scored, Tokens
+from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +76,7 @@ class Policy(nn.Module):
         with torch.no_grad():
             return self(contexts, actions)
 
-    def thin(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Scored]:
+    def select(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Selected]:
         """What an update scores of each action, by `optim.scoring`; by default all of it.
 
         A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
@@ -84,7 +84,7 @@ class Policy(nn.Module):
         random depends on them and `seed` alone, so that the old, the trained and the reference policy score the same.
         """
         sampled = optim.old_logp == "sampled"
-        return [Scored(a, a.mask.float(), a.logp if sampled else None, a.mask) for a in actions]
+        return [Selected(a, a.mask.float(), a.logp if sampled else None, a.mask) for a in actions]
 
     def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
         """The actions that would have produced the given texts or images; a target that is an action stays."""

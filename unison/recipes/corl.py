@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from unison.answers import QUESTION_SUFFIX, REPLY_FORMAT
 from unison.config import (
     AdvantageConfig,
     Chain,
@@ -19,17 +20,10 @@ from unison.config import (
     Stage,
 )
 from unison.types import Sampling
-from unison.world.scene import REPLY_FORMAT
 
 Questions = Literal["open_ended", "multiple_choice", "mixed"]
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
 """CoRL trains the language model alone: vision encoder, VQ model, aligners, generation head and embeddings stay."""
-
-QUESTION_SUFFIX = (
-    "First reason step by step between <think> and </think>, then give only the final answer (the option letter, or "
-    "1 to 3 words) between <answer> and </answer>."
-)
-
 
 # -- the tiny Janus ----------------------------------------------------------------------------------------------------
 

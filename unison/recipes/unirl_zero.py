@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unison.chain import COLD_START
+from unison.answers import QUESTION_SUFFIX, REPLY_FORMAT
 from unison.config import (
+    COLD_START,
     AdvantageConfig,
     Chain,
     DataConfig,
@@ -23,9 +24,8 @@ from unison.config import (
     Stage,
     WorldKind,
 )
-from unison.recipes.corl import DRAWN, QUESTION_SUFFIX
+from unison.recipes.corl import DRAWN
 from unison.types import Sampling
-from unison.world.scene import REPLY_FORMAT
 
 EYES, LANGUAGE_MODEL, DRAWING = r"\.visual\.", r"^qwen", (r"^bridge", r"^transformer")
 DRAW_QUERIES, EDIT_QUERIES, SOURCE = r"queries\.draw", r"queries\.edit", r"source_"

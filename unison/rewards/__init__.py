@@ -15,11 +15,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import zip_longest
 
-from unison.client import ClientError
 from unison.config import RemoteConfig, pick
-from unison.endpoint import SCHEMES, Endpoint
 from unison.rewards.normalise import Normaliser
-from unison.rewards.remote import REMOTE, RemoteReward
+from unison.rewards.remote.client import REMOTE, RemoteReward
+from unison.rewards.remote.endpoint import SCHEMES, Endpoint
+from unison.rewards.remote.http import ClientError
 from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
 REWARDS = {
@@ -30,12 +30,12 @@ REWARDS = {
     "math": "unison.rewards.mathematics:math",
     "llm_judge": "unison.rewards.llm_judge:llm_judge",
     "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
-    "world": "unison.rewards.image:world",
-    "world_strict": "unison.rewards.image:world_strict",
-    "world_first": "unison.rewards.image:world_first",
-    "world_first_strict": "unison.rewards.image:world_first_strict",
-    "world_cycle": "unison.rewards.image:world_cycle",
-    "world_clean": "unison.rewards.image:world_clean",
+    "world": "unison.rewards.world:world",
+    "world_strict": "unison.rewards.world:world_strict",
+    "world_first": "unison.rewards.world:world_first",
+    "world_first_strict": "unison.rewards.world:world_first_strict",
+    "world_cycle": "unison.rewards.world:world_cycle",
+    "world_clean": "unison.rewards.world:world_clean",
     "verdict_right": "unison.rewards.reflection:verdict_right",
     "improvement": "unison.rewards.reflection:improvement",
     "world_thought": "unison.rewards.thought:world_thought",
@@ -62,8 +62,8 @@ REWARDS = {
     "brisque": "unison.rewards.quality:brisque",
     "aesthetic": "unison.rewards.quality:aesthetic",
     "ocr": "unison.rewards.ocr:ocr",
-    "geneval": "unison.rewards.geneval:geneval",
-    "geneval_strict": "unison.rewards.geneval:geneval_strict",
+    "geneval": "unison.rewards.geneval.reward:geneval",
+    "geneval_strict": "unison.rewards.geneval.reward:geneval_strict",
     "geneval_verdict": "unison.rewards.reflection:geneval_verdict",
     "geneval_improvement": "unison.rewards.reflection:geneval_improvement",
 }
@@ -155,7 +155,7 @@ def _connect(name: str, address: str) -> Endpoint:
 
 
 def _checkpoints(name: str, rest: str) -> list[str]:
-    from unison.rewards.pretrained import locate
+    from unison.rewards.models import locate
 
     given, defaults = rest.split(":") if rest else [], CHECKPOINTS.get(name, ())
     if len(given) > len(defaults):

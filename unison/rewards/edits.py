@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import CLIPModel, CLIPProcessor
 
 from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.pretrained import load
+from unison.rewards.models import load
 from unison.types import Trajectory
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from transformers import BlipConfig, BlipProcessor, BlipTextModel, BlipVisionMod
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 
 from unison.rewards.common import device_of
-from unison.rewards.pretrained import judge_pairs, load
+from unison.rewards.models import judge_pairs, load
 from unison.rewards.quality import ScoreHead
 from unison.types import Trajectory
 

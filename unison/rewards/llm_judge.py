@@ -19,10 +19,11 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unison.endpoint import Endpoint, Message
+from unison.answers import parse_answer
 from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.pretrained import load
-from unison.rewards.text import accuracy, parse_answer
+from unison.rewards.models import load
+from unison.rewards.remote.endpoint import Endpoint, Message
+from unison.rewards.text import accuracy
 from unison.types import Trajectory
 
 REQUEST = """{question}True answer: {truth}

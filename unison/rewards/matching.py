@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unison.rewards.pretrained import clamp, greedy_matches, judge_pairs
+from unison.rewards.models import clamp, greedy_matches, judge_pairs
 from unison.types import Trajectory
 
 if TYPE_CHECKING:

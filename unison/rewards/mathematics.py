@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from unison.rewards.text import ANSWER, parse_answer
+from unison.answers import ANSWER, parse_answer
 from unison.types import Trajectory
 
 MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")  # an author says where the mathematics is

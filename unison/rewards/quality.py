@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.pretrained import load
+from unison.rewards.models import load
 from unison.types import Trajectory
 
 JPEG_QUALITY = 95

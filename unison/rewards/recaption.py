@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer, BlipForConditionalGeneration, BlipProcessor
 
+from unison.answers import parse_answer
 from unison.rewards.common import device_of
-from unison.rewards.pretrained import clamp, greedy_matches, judge_pairs, load
-from unison.rewards.text import parse_answer
+from unison.rewards.models import clamp, greedy_matches, judge_pairs, load
 from unison.types import Context, Sampling, Trajectory
 
 if TYPE_CHECKING:

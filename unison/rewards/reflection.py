@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unison.rewards.geneval import geneval, geneval_strict
-from unison.rewards.image import first_drawings, world, world_strict
+from unison.answers import says_right
+from unison.rewards.geneval.reward import geneval, geneval_strict
+from unison.rewards.world import first_drawings, world, world_strict
 from unison.types import Trajectory
-from unison.world.verdicts import says_right
 
 
 def verdict_right(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:

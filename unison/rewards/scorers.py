@@ -13,7 +13,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from unison.rewards.common import device_of
-from unison.rewards.pretrained import judge_pairs, load
+from unison.rewards.models import judge_pairs, load
 from unison.types import Trajectory
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unison.rewards import CHECKPOINTS, is_elsewhere
-from unison.rewards.pretrained import BUILT_IN, locate
+from unison.rewards.models import BUILT_IN, locate
 
 PARAMETERS = {
     "Salesforce/blip-image-captioning-base": 247.4e6,

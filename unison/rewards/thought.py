@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unison.rewards.text import FORMAT
+from unison.answers import FORMAT
 from unison.types import Trajectory
 from unison.world.scene import check, parse_caption, parse_prompt
 

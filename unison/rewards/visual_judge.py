@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from unison.client import ClientError
-from unison.endpoint import SCHEMES, Endpoint, Message
 from unison.rewards.llm_judge import LONGEST, WORDS, first_shares, require_words
-from unison.rewards.pretrained import load, locate
+from unison.rewards.models import load, locate
+from unison.rewards.remote.endpoint import SCHEMES, Endpoint, Message
+from unison.rewards.remote.http import ClientError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

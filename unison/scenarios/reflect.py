@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unison.answers import VERDICT_REQUEST
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import t2i
 from unison.scenarios.common import Seeds, then_draw, then_write
 from unison.types import Action, Context, Item, Trajectory
-from unison.world.verdicts import REQUEST
 
 
 def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -27,7 +27,7 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
 
 def verdict_context(drawing: Action, item: Item) -> Context:
     """A drawing, its prompt and the request to judge it."""
-    return Context((drawing, f"{item.prompt}\n{REQUEST}"))
+    return Context((drawing, f"{item.prompt}\n{VERDICT_REQUEST}"))
 
 
 def correction_context(drawing: Action, item: Item, verdict: Action) -> Context:

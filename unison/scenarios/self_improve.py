@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from unison.answers import is_right
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
-from unison.rewards.text import is_right
 from unison.scenarios import t2i
 from unison.scenarios.common import Seeds, own_question_context, then_write
 from unison.types import Context, Item, Trajectory

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unison.answers import THOUGHT_REQUEST
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios.common import Seeds, begin, repeat, then_draw, then_write
 from unison.types import Action, Context, Item, Trajectory
-from unison.world.riddles import REQUEST
 
 
 def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -26,7 +26,7 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
 
 def request_context(item: Item) -> Context:
     """The item's prompt, and the request to think first."""
-    return Context((f"{item.prompt}\n{REQUEST}",))
+    return Context((f"{item.prompt}\n{THOUGHT_REQUEST}",))
 
 
 def thought_context(item: Item, thought: Action) -> Context:

@@ -10,8 +10,9 @@ import random
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from unison.types import Split
 from unison.world import scene as scenes
-from unison.world.scene import COLORS, GRID, PLACES, SHAPES, Object, Scene, Split, Verdict, article
+from unison.world.scene import COLORS, GRID, PLACES, SHAPES, Object, Scene, Verdict, article
 
 KINDS = ("recolor", "reshape", "move", "add", "remove")
 

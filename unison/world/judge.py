@@ -14,17 +14,7 @@ from scipy import ndimage
 
 from unison.world import edits
 from unison.world.render import BACKGROUND, CELL, PALETTE, RADIUS, SIZE, coverage
-from unison.world.scene import (
-    COLORS,
-    SHAPES,
-    Description,
-    Object,
-    Scene,
-    Verdict,
-    check,
-    parse_caption,
-    parse_prompt,
-)
+from unison.world.scene import COLORS, SHAPES, Description, Object, Scene, Verdict, check, parse_caption, parse_prompt
 
 FOREGROUND = 70.0  # RGB distance from the background above which a pixel belongs to an object
 LEAST_AREA = 14  # components of fewer pixels are specks

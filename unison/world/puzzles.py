@@ -11,10 +11,11 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from unison.world.scene import COLORS, SHAPES, Scene, Split, caption, formatted, noun
+from unison.answers import NUMBERS, formatted
+from unison.types import Split
+from unison.world.scene import COLORS, SHAPES, Scene, caption, noun
 
 KINDS = ("total", "order", "swap")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)

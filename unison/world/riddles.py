@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unison.world.scene import NUMBER_WORDS, Clause, Description, formatted
+from unison.answers import formatted
+from unison.world.scene import NUMBER_WORDS, Clause, Description
 
 SIDES = {  # of one, and of several
     "circle": ("shape without corners", "shapes without corners"),
@@ -20,8 +21,6 @@ LIKE = {
     "purple": "lavender",
     "black": "coal",
 }
-REQUEST = "Think in <think> </think>, then say what to draw in <answer> </answer>."
-"""The request that follows a riddle."""
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+
+from unison.answers import NUMBERS, formatted
+from unison.types import COUNTS, RELATIONS, TASKS, Split
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "yellow", "green", "blue", "purple", "black")
-COUNTS = (2, 3, 4)
-RELATIONS = ("left of", "right of", "above", "below")
-TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
+NUMBER_WORDS = {count: NUMBERS[count] for count in (1, *COUNTS)}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 GRID = 3  # objects sit in the cells of a GRID x GRID board
 PLACES = tuple(
@@ -33,11 +32,6 @@ PLACES = tuple(
     for row in ("top", "middle", "bottom")
     for column in ("left", "middle", "right")
 )
-
-REPLY_FORMAT = "Think in <think> </think>, then answer in <answer> </answer>."
-"""The request that follows a question to the tiny models."""
-
-Split = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -115,11 +109,6 @@ def article(noun: str) -> str:
 def noun(shape: str, count: int) -> str:
     """The shape's name where there are so many."""
     return shape if count == 1 else PLURALS[shape]
-
-
-def formatted(thought: str, answer: str) -> str:
-    """A whole reply in the requested format."""
-    return f"<think> {thought} </think><answer> {answer} </answer>"
 
 
 # -- the split ---------------------------------------------------------------------------------------------------

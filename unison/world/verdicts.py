@@ -9,15 +9,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from unison.answers import formatted
+from unison.types import Split
 from unison.world import edits
 from unison.world import scene as scenes
-from unison.world.scene import COLORS, GRID, NUMBER_WORDS, SHAPES, Clause, Description, Object, Scene, Split
-
-REQUEST = (
-    "Does the picture show this? Think in <think> </think>, then say right, or wrong and what to do, "
-    "in <answer> </answer>."
-)
-"""The request that follows the prompt when a model is to judge its drawing."""
+from unison.world.scene import COLORS, GRID, NUMBER_WORDS, SHAPES, Clause, Description, Object, Scene
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Verdict:
     @property
     def reply(self) -> str:
         """A whole reply in the requested format."""
-        return scenes.formatted(self.seen or "nothing", self.answer)
+        return formatted(self.seen or "nothing", self.answer)
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,6 @@ class Shown:
 def verdict(scene: Scene, description: Description) -> Verdict:
     """The verdict on a picture of the scene as a drawing of the description."""
     return Verdict(scenes.caption(scene), tuple(_corrections(scene, description)))
-
-
-def says_right(reply: str) -> bool | None:
-    """What a reply in the requested format says of the drawing; None out of the format."""
-    _, thought, rest = reply.strip().partition("<think>")
-    _, opened, rest = rest.partition("</think><answer>")
-    answer, closed, end = rest.partition("</answer>")
-    words = answer.replace(",", " ").split()
-    if not (thought and opened and closed and words) or end.strip() or words[0] not in ("right", "wrong"):
-        return None
-    return words[0] == "right"
 
 
 def sample(rng: random.Random, split: Split, flawed: float = 0.5) -> Shown:

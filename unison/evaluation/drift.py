@@ -1,0 +1,85 @@
+"""Drift of self-reward: a model that comes to agree with itself while the judge of its drawings does not.
+
+Agreement is how often the model answers right about its own drawings, which is what self-improvement rewards. The rule:
+on the items that the first and the last evaluation both hold, self-reward drifts if the 95% interval of the paired
+difference of agreement (bootstrap over items, mean over task types) lies above 0 and that of the judged score does not.
+The judge is the world's, or where it cannot judge the first of `evaluation.rewards`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unison.evaluation.held_out import Evaluation, Record, by_task, measured
+from unison.evaluation.stats import Estimate, signed, task_difference, task_mean
+
+OWN, JUDGED = "own_answer_correct", "drawing_correct"
+REMEDIES = (
+    "have the frozen reference read the drawings (scenario.answerer = reference, or both), or hold the policy closer "
+    "to it (a higher objective.kl_beta)"
+)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Agreement and the judged score over the evaluations of a run, on the items that all of them hold."""
+
+    steps: list[int]
+    judge: str
+    """What judges the drawings, in words."""
+    items: int
+    agreement: list[Estimate]
+    judged: list[Estimate]
+    agreement_change: Estimate
+    """Last less first evaluation, on the items of these two."""
+    judged_change: Estimate
+
+    @property
+    def found(self) -> bool:
+        return self.agreement_change.low > 0 >= self.judged_change.low
+
+    @property
+    def sentence(self) -> str:
+        """What the intervals say, and no more; the remedies where self-reward drifts."""
+        span = f"From step {self.steps[0]} to step {self.steps[-1]} self-agreement"
+        own, judged = (difference(e) for e in (self.agreement_change, self.judged_change))
+        if self.agreement_change.low <= 0:
+            return f"{span} does not rise beyond noise ({own}; {self.judge} {judged}): no drift."
+        if self.found:
+            told = f"{span} rises ({own}) while {self.judge} does not rise beyond noise ({judged})"
+            return f"{told}: self-reward drifts. Remedies: {REMEDIES}."
+        return f"{span} rises ({own}) and so does {self.judge} ({judged}): no drift."
+
+
+def find_drift(evaluations: Sequence[Evaluation]) -> Drift | None:
+    """The course of both; None without two evaluations that share items with an own answer and a judged drawing."""
+    judge = judge_of(evaluations)
+    shared, ends = paired(evaluations, judge), paired(evaluations[:: max(len(evaluations) - 1, 1)], judge)
+    if len(evaluations) < 2 or not shared[0]:
+        return None
+    agreement, judged = ([task_mean(by_task(side, field)) for side in shared] for field in (OWN, judge))
+    changes = [task_difference(*(by_task(side, field) for side in ends)) for field in (OWN, judge)]
+    words = "the judge's drawing score" if judge == JUDGED else f"the measured {judge}"
+    return Drift([e.step for e in evaluations], words, len(shared[0]), agreement, judged, *changes)
+
+
+def judge_of(evaluations: Sequence[Evaluation]) -> str:
+    """The field of the records that says how good a drawing is."""
+    records = [record for evaluation in evaluations for record in evaluation.records]
+    if any(record.get(JUDGED) is not None for record in records):
+        return JUDGED
+    return next(iter(measured(records)), JUDGED)
+
+
+def paired(evaluations: Sequence[Evaluation], judge: str) -> list[list[Record]]:
+    """Of each evaluation the records of the items that all hold with both fields, in one order."""
+    full = [[r for r in e.records if r.get(OWN) is not None and r.get(judge) is not None] for e in evaluations]
+    by_id = [{record["id"]: record for record in records} for records in full]
+    shared = [i for i in (by_id[0] if by_id else ()) if all(i in records for records in by_id)]
+    return [[records[i] for i in shared] for records in by_id]
+
+
+def difference(estimate: Estimate) -> str:
+    """With signs, as in +0.100 [+0.050, +0.150]."""
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"

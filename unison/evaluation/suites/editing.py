@@ -1,0 +1,235 @@
+"""Editing: pictures are changed as told, then changed back, and CLIP or the world's judge looks at both.
+
+The figures are those that UniRL-Zero plots: how far the edit still resembles the picture, whether it moved in the
+direction of its caption, and how far the edit that is taken back resembles the picture again. On the world's edits the
+exact judge says besides whether every object is as told, in the edit and in the picture that comes back.
+
+Source: UniRL-Zero, arXiv 2510.17937; the direction is Gal et al. 2021, arXiv 2108.00946, eq. 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unison.config import DataConfig, ScenarioConfig
+from unison.config.checks import check_sampling
+from unison.data import Items, TableItems, open_items
+from unison.evaluation.held_out import by_task
+from unison.evaluation.suites.batches import finish_rows
+from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest
+from unison.evaluation.suites.ledger import Ledger
+from unison.policies.base import Policy
+from unison.rewards import CHECKPOINTS
+from unison.rewards.edits import clip_direction, clip_reconstruction
+from unison.rewards.models import locate as locate_judge
+from unison.rewards.world import first_drawings, world, world_cycle, world_strict
+from unison.scenarios import cycle_edit
+from unison.scenarios.common import Seeds, begin, then_draw
+from unison.scenarios.cycle_edit import edit_context
+from unison.types import Item, RewardFn, Sampling, Trajectory
+
+NAME = "editing"
+WORLD = {"edit": "drawing_correct", "edit_partial": "drawing_score", "taken_back": "returned_score"}
+"""Figures of the world's judge, and the record's field that each one averages: is the edit exactly as told, its partial
+credit, and that of the picture that comes back. Those of CLIP are fields of their own names."""
+(CLIP,) = CHECKPOINTS["clip_direction"]
+NONE = "none"
+WORLD_ITEMS = 300
+GALLERY = 24  # edits that are kept as pictures
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is edited, how, and what looks at it."""
+
+    data: str = "world"
+    """Edits: `world`, a JSONL or Parquet file, a folder, or a hub id, with a picture and a prompt in every row;
+    `reverse`, the instruction back, for the reconstruction; `source_caption` and `target_caption` for the direction."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column of the data set for each field of an item where it has another name: `image before prompt instruction`.
+    Figures are given for each value of `task`."""
+    items: int = 0
+    """The first so many edits; 0 takes all (of the world 300)."""
+    clip: str = ""
+    """A CLIP: a folder or hub id, or `none`; by default openai/clip-vit-base-patch32, and none for the world's edits,
+    on which its judge is exact."""
+    guidance: float = 3.0
+    """Scale of the guidance by the instruction."""
+    source_guidance: float = 1.0
+    """Scale of the guidance by the picture that is edited; 1 is off."""
+    steps: int = 10
+    """Denoising steps, without noise."""
+    shift: float = 3.0
+    """Time shift of the noise schedule."""
+    seed: int = 0
+    """Seed of all edits."""
+    batch_size: int = 32
+    """Pictures edited at a time."""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            guidance=self.guidance,
+            source_guidance=self.source_guidance,
+            steps=self.steps,
+            shift=self.shift,
+            sde="ode",
+        )
+
+    @property
+    def judge(self) -> str:
+        """The CLIP as named or by default; empty for none."""
+        default = NONE if self.data == "world" else CLIP
+        return "" if (self.clip or default) == NONE else self.clip or default
+
+
+def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+    """What evaluates; edits and judge are there, and the family edits.
+
+    Raises:
+        ValueError: edits, a CLIP or a checkpoint that do not exist, a family that cannot edit, bad numbers or rows.
+    """
+    check_sampling(options.sampling)
+    for name in ("batch_size", "steps"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
+    items = _open(options)
+    rows = range(min(options.items or len(items), len(items)))
+    _require_edit(items[0])
+    measures = _measures(options)
+    job.check()
+    return _Run(options, job, items, rows, measures)
+
+
+def _open(options: Options) -> Items:
+    config = DataConfig(eval=options.data, world="edits", columns=options.columns)
+    items = open_items(options.data, "eval", config, 0, options.items or WORLD_ITEMS)
+    if isinstance(items, TableItems) and (bad := items.complaints()):
+        raise ValueError(bad[0])
+    return items
+
+
+def _require_edit(item: Item) -> None:
+    for name in ("image", "prompt"):
+        if not getattr(item, name):
+            raise ValueError(f"data: {item.id!r} has no {name} to edit: name its column with --columns {name} <column>")
+
+
+def _measures(options: Options) -> dict[str, RewardFn]:
+    """What is measured of every edit, by the record's field."""
+    found: dict[str, RewardFn] = {}
+    if options.data == "world":
+        found |= {
+            WORLD["edit"]: lambda edits, policy: world_strict(first_drawings(edits), policy),
+            WORLD["edit_partial"]: lambda edits, policy: world(first_drawings(edits), policy),
+            WORLD["taken_back"]: lambda edits, policy: world_cycle(_returned(edits), policy),
+        }
+    if options.judge:
+        try:
+            clip = locate_judge(options.judge)
+        except ValueError as error:
+            raise ValueError(f"clip = {options.judge!r}: {error}") from error
+        found |= {
+            "clip_image": lambda edits, policy: clip_reconstruction(first_drawings(edits), policy, clip),
+            "clip_direction": lambda edits, policy: clip_direction(edits, policy, clip),
+            "clip_reconstruction": lambda edits, policy: clip_reconstruction(_returned(edits), policy, clip),
+        }
+    if not found:
+        raise ValueError("clip = 'none': nothing else can look at edits of pictures that are not the world's; name one")
+    return found
+
+
+def _returned(edits: Sequence[Trajectory]) -> list[Trajectory]:
+    """The trajectories, without drawings where the edit was not taken back."""
+    return [t if len(t.images) > 1 else Trajectory(t.item, t.turns) for t in edits]
+
+
+@torch.no_grad()
+def edit(policy: Policy, items: Sequence[Item], sampling: Sampling, seeds: Seeds) -> list[Trajectory]:
+    """An edit of every item's picture, and where the item says how, that edit taken back.
+
+    Raises:
+        ValueError: the family cannot edit.
+    """
+    policy.require("edit", "the suite `editing`")
+    config = ScenarioConfig(image=sampling, group_size=1)
+    both = [item for item in items if item.reverse]
+    once = [item for item in items if not item.reverse]
+    made = cycle_edit.rollout(policy, both, config, seeds) if both else []
+    made += _edit_once(policy, once, config, seeds) if once else []
+    found = {t.item.id: t for t in made}
+    return [found[item.id] for item in items]
+
+
+def _edit_once(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
+    contexts = [edit_context(item) for item in items]
+    return then_draw(policy, begin(items, 1), contexts, config, seeds.of(items, 1, "edit"))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, ready to be run or gone on with."""
+
+    options: Options
+    job: Job
+    items: Items
+    rows: range
+    measures: Mapping[str, RewardFn]
+
+    def __call__(self) -> Result | None:
+        job = self.job
+        ledger = Ledger(job.file(NAME), self.protocol(), job)
+        records = finish_rows(self.rows, self._make, self.options.batch_size, ledger, job, "edits")
+        if records is None:
+            return None
+        return Result(NAME, ledger.protocol, self._figures(records), records, notes(records), fields=WORLD)
+
+    def _make(self, rows: Sequence[int]) -> list[Record]:
+        """Edits and measures."""
+        made = edit(self.job.policy, [self.items[n] for n in rows], self.options.sampling, Seeds(self.options.seed, 0))
+        values = {name: measure(made, self.job.policy) for name, measure in self.measures.items()}
+        return [
+            {"key": str(row), "id": t.item.id, "task": t.item.task, "prompt": t.item.prompt, "reverse": t.item.reverse}
+            | (self._keep(row, t) if row < GALLERY else {})
+            | {name: column[n] for name, column in values.items()}
+            for n, (row, t) in enumerate(zip(rows, made, strict=True))
+        ]
+
+    def _keep(self, row: int, made: Trajectory) -> dict[str, str]:
+        """Saves the picture, its edit and what came back; returns their places seen from the suite's file."""
+        assert made.item.image is not None, "there is no edit without a picture"
+        folder = self.job.pictures(NAME)
+        folder.mkdir(parents=True, exist_ok=True)
+        images = dict(zip(("source_image", "image", "returned_image"), (made.item.image, *made.images), strict=False))
+        for name, image in images.items():
+            image.save(folder / f"{row}.{name}.png")
+        return {name: f"{folder.name}/{row}.{name}.png" for name in images}
+
+    def _figures(self, records: Sequence[Record]) -> dict[str, Cuts]:
+        """Every figure over all tasks and in each; one that no record has is left out."""
+        names = {column: name for name, column in WORLD.items()}
+        columns = {names.get(column, column): by_task(records, column) for column in self.measures}
+        return {name: cuts(values) for name, values in columns.items() if values}
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        options = self.options
+        names = ("columns", "guidance", "source_guidance", "steps", "shift", "seed")
+        return self.job.protocol() | {
+            "data": options.data,
+            "data_digest": digest(Path(options.data).expanduser()),
+            "items": len(self.rows),
+            "clip": options.judge or NONE,
+            **{name: getattr(options, name) for name in names},
+        }
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """What a reader of the figures must know."""
+    once = sum(record["reverse"] is None for record in records)
+    return [f"{once} of {len(records)} edits have no `reverse` and were not taken back."] if once else []

