@@ -72,7 +72,7 @@ class Args:
     """Further options of `unison train` for every run, such as --optim.steps=2; the page is then left alone."""
 
     @property
-    def gathered(self) -> bool:
+    def whole(self) -> bool:
         """Whether the page shows what this call makes."""
         return not (self.options or self.reward) and self.rows == tuple(ALGORITHMS)
 
