@@ -25,7 +25,8 @@ from unison.config import EvalConfig, ScenarioConfig
 from unison.evaluation.stats import Estimate, conditional, task_mean
 from unison.policies.base import Policy
 from unison.rewards import score
-from unison.scenarios import SCENARIOS, Scenario
+from unison.scenarios import SCENARIOS
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out
 from unison.types import Item, RewardFn, Trajectory

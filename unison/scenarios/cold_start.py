@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, prompt_context, repeat
 from unison.scenarios.reflect import correction_context, verdict_context
 from unison.scenarios.think_then_draw import request_context, thought_context
@@ -33,6 +34,16 @@ def thought(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
+
+
+THOUGHT = Scenario(
+    thought,
+    ("write", "draw"),
+    ("prompt", "image", "reply"),
+    "imitate the item's thought and the picture that follows it",
+    held_out="think_then_draw",
+    reads=False,
+)
 
 
 def reflection(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -66,3 +77,12 @@ def reflection(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
+
+
+REFLECTION = Scenario(
+    reflection,
+    ("draw", "write", "edit"),
+    ("prompt", "image", "reply", "target_image"),
+    "imitate the item's verdict on a picture and its correction",
+    held_out="reflect",
+)

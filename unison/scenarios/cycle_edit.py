@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, begin, repeat, then_draw
 from unison.types import Context, Item, Trajectory
 
@@ -21,6 +22,16 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     edited = then_draw(policy, begin(items, group), contexts, config, seeds.of(items, group, "edit"))
     back = [Context((t.turns[0].action, t.item.reverse or "")) for t in edited]
     return then_draw(policy, edited, back, config, seeds.of(items, group, "reverse"))
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("edit",),
+    ("prompt", "image", "reverse"),
+    "edit a picture, then take the edit back, one reward",
+    held_out="cycle_edit",
+    judged=0,
+)
 
 
 def edit_context(item: Item) -> Context:

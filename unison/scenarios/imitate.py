@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, prompt_context, question_context, repeat
 from unison.types import Item, Trajectory, Turn
 
@@ -29,3 +30,12 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("draw", "write"),
+    ("prompt", "image", "question", "reply"),
+    "imitate the item's own picture and reply",
+    shares_prompts=True,
+)

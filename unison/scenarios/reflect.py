@@ -12,6 +12,7 @@ from unison.answers import VERDICT_REQUEST
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import t2i
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, then_draw, then_write
 from unison.types import Action, Context, Item, Trajectory
 
@@ -23,6 +24,15 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     judged = then_write(policy, drawn, contexts, config, seeds.of(items, config.group_size, "judge"))
     after = [correction_context(t.turns[0].action, t.item, t.turns[1].action) for t in judged]
     return then_draw(policy, judged, after, config, seeds.of(items, config.group_size, "correct"))
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("draw", "write", "edit"),
+    ("prompt",),
+    "draw a prompt, judge that drawing and correct it, one reward",
+    held_out="reflect",
+)
 
 
 def verdict_context(drawing: Action, item: Item) -> Context:

@@ -9,7 +9,7 @@ import torch
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
-from unison.scenarios import Scenario
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory, group_rows
 

@@ -20,6 +20,7 @@ from unison.answers import is_right
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import t2i
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, own_question_context, then_write
 from unison.types import Context, Item, Trajectory
 
@@ -36,6 +37,15 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     if config.answerer == "both":
         return [t if is_right(ref, t.item) else replace(t, texts=(ref,)) for t, ref in zip(answered, told, strict=True)]
     return answered
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("draw", "write"),
+    ("prompt", "question", "answer"),
+    "draw a prompt and answer a question about that drawing, one reward",
+    has_answerer=True,
+)
 
 
 def _reference_texts(

@@ -16,6 +16,7 @@ from dataclasses import replace
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import self_improve, t2i
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, own_question_context, repeat
 from unison.types import Action, Context, Item, Relaxed, Tokens, Trajectory, Turn
 
@@ -30,6 +31,14 @@ def end_to_end(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
     ]
 
 
+END_TO_END = Scenario(
+    end_to_end,
+    ("draw", "write", "relax drawings"),
+    ("prompt", "question", "answer"),
+    "draw a prompt and learn the true answer about that drawing, through the drawing",
+)
+
+
 def split(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
     """prompt -> drawing, rewarded by a reply about it; (that drawing, question) -> the true answer, advantage 1
 
@@ -40,6 +49,15 @@ def split(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: 
         replace(t, turns=(t.turns[0], Turn(own_question_context(t.turns[0].action, t.item), answer, advantage=1.0)))
         for t, answer in zip(answered, _answers(policy, items, config), strict=True)
     ]
+
+
+SPLIT = Scenario(
+    split,
+    ("draw", "write"),
+    ("prompt", "question", "answer"),
+    "draw a prompt, learn the true answer about that drawing, imitate drawings that were answered right",
+    has_answerer=True,
+)
 
 
 def _relaxed(turn: Turn, config: ScenarioConfig, seed: int) -> Relaxed:

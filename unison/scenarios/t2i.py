@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, begin, prompt_context, repeat, then_draw
 from unison.types import Item, Trajectory
 
@@ -15,3 +16,6 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     group = config.group_size
     contexts = repeat([prompt_context(item) for item in items], group)
     return then_draw(policy, begin(items, group), contexts, config, seeds.of(items, group, "draw"))
+
+
+SCENARIO = Scenario(rollout, ("draw",), ("prompt",), "draw a prompt", shares_prompts=True)

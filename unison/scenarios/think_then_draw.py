@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from unison.answers import THOUGHT_REQUEST
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, begin, repeat, then_draw, then_write
 from unison.types import Action, Context, Item, Trajectory
 
@@ -22,6 +23,16 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
     thought = then_write(policy, begin(items, group), contexts, config, seeds.of(items, group, "think"))
     after = [thought_context(t.item, t.turns[0].action) for t in thought]
     return then_draw(policy, thought, after, config, seeds.of(items, group, "draw"))
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("write", "draw"),
+    ("prompt",),
+    "say what to draw, then draw it, one reward",
+    held_out="think_then_draw",
+    reads=False,
+)
 
 
 def request_context(item: Item) -> Context:

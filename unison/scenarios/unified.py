@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
 from unison.scenarios import t2i, understanding
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory
 
@@ -22,3 +23,12 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
         Trajectory(d.item, d.turns + a.turns, texts=a.texts, images=d.images)
         for d, a in zip(drawn, answered, strict=True)
     ]
+
+
+SCENARIO = Scenario(
+    rollout,
+    ("draw", "write"),
+    ("prompt", "image", "question", "answer"),
+    "draw a prompt and answer a question, one reward",
+    shares_prompts=True,
+)

@@ -30,7 +30,7 @@ from unison.reports.page import write_report
 from unison.rewards import judge, load_rewards, weigh
 from unison.rewards.normalise import Normaliser
 from unison.rewards.remote.ahead import Ahead
-from unison.scenarios import Scenario
+from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, windowed
 from unison.scenarios.rollout import Finished, groups_of, most_telling, roll_out, tells
 from unison.training import checkpoint, distributed
