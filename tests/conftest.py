@@ -66,7 +66,8 @@ def tiny_janus() -> tuple[JanusForConditionalGeneration, JanusProcessor]:
     """The real Janus at toy size, random, with weights so large that every part of a context matters."""
     import torch
 
-    from unison.pretrain.janus import CorpusConfig, build_janus, build_processor
+    from unison.pretrain.corpus import CorpusConfig
+    from unison.pretrain.janus import build_janus, build_processor
 
     torch.manual_seed(0)
     processor = build_processor(CorpusConfig())
@@ -118,7 +119,8 @@ def tiny_showo() -> ShowO:
     from unison.policies.showo.magvit import MagvitConfig
     from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
     from unison.policies.showo.policy import ShowO
-    from unison.pretrain.janus import CorpusConfig, build_tokenizer
+    from unison.pretrain.corpus import CorpusConfig
+    from unison.pretrain.janus import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(CorpusConfig())
@@ -188,7 +190,7 @@ def tiny_metaquery() -> Parts:
     path that is not zero."""
     import torch
 
-    from unison.pretrain.janus import CorpusConfig
+    from unison.pretrain.corpus import CorpusConfig
     from unison.pretrain.metaquery import build_metaquery
 
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.pages import publish
 from benchmarks.speed.compare import Row, interleaved
 from unison.policies.decisions import sde
-from unison.pretrain.janus import CorpusConfig
+from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.metaquery import as_policy, build_metaquery
 from unison.types import Context, Latents, Sampling
 

@@ -26,7 +26,7 @@ from unison.policies.decisions import tokens
 from unison.policies.showo import magvit
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
 from unison.policies.showo.policy import ShowO, question
-from unison.pretrain.janus import CorpusConfig
+from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.showo import build_tokenizer
 from unison.types import Context, Sampling, Tokens
 

@@ -32,7 +32,8 @@ from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.magvit import MagvitConfig
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
 from unison.policies.showo.policy import ShowO
-from unison.pretrain.janus import CorpusConfig, build_janus, build_processor, build_tokenizer
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.janus import build_janus, build_processor, build_tokenizer
 from unison.pretrain.metaquery import build_metaquery
 from unison.training.trainer import Trainer
 from unison.types import Sampling

@@ -17,7 +17,8 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from unison.config import PolicyConfig
 from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
-from unison.pretrain.janus import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.janus import CHAT_TEMPLATE, build_tokenizer
 
 MEASURED = JanusShape(
     width=512,

@@ -23,7 +23,8 @@ from unison.config import EvalConfig, RunConfig
 from unison.planning.dry_run import GIB
 from unison.planning.memory import estimate_memory
 from unison.planning.shapes import JANUS
-from unison.pretrain.janus import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.janus import CHAT_TEMPLATE, build_tokenizer
 from unison.training.trainer import Trainer
 
 

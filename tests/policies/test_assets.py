@@ -21,7 +21,9 @@ from unison.policies import ASSETS, load_policy
 from unison.policies.base import Policy
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.policy import ShowO
-from unison.pretrain.janus import CorpusConfig, LanguageConfig, PretrainConfig, pretrain_janus
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.course import LanguageConfig, PretrainConfig
+from unison.pretrain.janus import pretrain_janus
 from unison.pretrain.metaquery import repaint as repaint_metaquery
 from unison.pretrain.showo import SAMPLED as SHOWO_DRAWS
 from unison.pretrain.showo import pretrain_showo

@@ -23,7 +23,8 @@ from unison.planning.shapes import JANUS, JanusShape
 from unison.policies import load_policy
 from unison.policies.janus import deepseek
 from unison.policies.janus.policy import Janus
-from unison.pretrain.janus import CorpusConfig, build_tokenizer
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.janus import build_tokenizer
 from unison.types import Context, Sampling
 
 PICTURE = Image.effect_noise((50, 40), 60).convert("RGB")

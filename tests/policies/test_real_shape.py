@@ -21,7 +21,8 @@ from benchmarks import judges
 from benchmarks.speed.real_size import Args, configured, write_random_janus
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
 from unison.planning.shapes import JANUS, JanusShape
-from unison.pretrain.janus import CorpusConfig, build_tokenizer
+from unison.pretrain.corpus import CorpusConfig
+from unison.pretrain.janus import build_tokenizer
 from unison.recipes import corl, unirl
 from unison.training.trainer import Trainer
 from unison.types import TASKS, Sampling

@@ -13,7 +13,7 @@ from unison.config import EvalConfig, OptimConfig, PolicyConfig
 from unison.policies.showo import magvit
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
 from unison.policies.showo.policy import ShowO
-from unison.pretrain.janus import CorpusConfig
+from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.showo import build_tokenizer
 from unison.recipes import corl
 from unison.training.trainer import Trainer

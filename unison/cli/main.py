@@ -173,7 +173,8 @@ def join(words: Sequence[str]) -> None:
 def pretrain(words: Sequence[str]) -> None:
     """`pretrain janus`, `pretrain showo` or `pretrain metaquery`"""
     from unison.pretrain import metaquery, showo
-    from unison.pretrain.janus import PretrainConfig, pretrain_janus
+    from unison.pretrain.course import PretrainConfig
+    from unison.pretrain.janus import pretrain_janus
 
     families = {
         "janus": (PretrainConfig(), pretrain_janus),

@@ -9,8 +9,8 @@ edit with the language model frozen, as real ones are pretrained (or, on request
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from unison.answers import NUMBERS, REPLY_FORMAT, THOUGHT_REQUEST, VERDICT_REQUEST
+from unison.answers import THOUGHT_REQUEST, VERDICT_REQUEST
 from unison.config import PolicyConfig
 from unison.policies.metaquery.layout import CHAT_TEMPLATE, see_pixels
 from unison.policies.metaquery.network import MetaQueryConfig, MetaQueryNetwork, Parts
 from unison.policies.metaquery.policy import MetaQuery
-from unison.pretrain.janus import (
+from unison.pretrain.corpus import (
     CorpusConfig,
-    Log,
-    Pair,
     answer_pair,
+    asking,
     drawing_pair,
+    edit_pair,
+    more_texts,
+    multi_step_pair,
+    puzzle_pair,
+    riddle_pair,
+    train_bpe,
+    verdict_pair,
+)
+from unison.pretrain.course import (
+    Log,
     held_out,
     once,
     optimise,
     save_small,
     token_mean,
-    train_bpe,
 )
 from unison.pretrain.vq import PATCH, fit, judge_agreement, painting_loss, patch_codes, to_pixels, training_images
 from unison.types import Context, Sampling
@@ -137,73 +145,6 @@ class MetaQueryPretrainConfig:
     """The pretraining corpus."""
     seed: int = 0
     """Seed of weights and corpus."""
-
-
-# -- the corpus ------------------------------------------------------------------------------------------------------
-
-
-def edit_pair(rng: random.Random, config: CorpusConfig) -> Pair:
-    """A picture with an instruction, and the picture that follows; the instruction is now and then another's."""
-    edit = edits.sample(rng, "train")
-    said = edits.sample(rng, "train").instruction if rng.random() < config.wrong_captions else edit.instruction
-    return Pair(Context((render(edit.before), said)), render(edit.after))
-
-
-def asking(text: str, request: str = REPLY_FORMAT, seen: scenes.Scene | None = None) -> Context:
-    """A text with the request that follows it, about a picture of the scene if there is one."""
-    words = f"{text}\n{request}"
-    return Context((words,) if seen is None else (render(seen), words))
-
-
-def riddle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
-    """A riddle and the thought that solves it, or, out of the requested format, the solution alone."""
-    made = riddles.riddle(scenes.sample(rng, rng.choice(config.drawn_tasks), "train")[0])
-    reply = made.reply if rng.random() < config.formatted else made.answer
-    return Pair(asking(made.prompt, THOUGHT_REQUEST), reply)
-
-
-def puzzle_pair(rng: random.Random, config: CorpusConfig) -> Pair:
-    """A puzzle in words and the thought that solves it, or its answer alone, which is not always right."""
-    made = puzzles.sample(rng, "train")
-    return Pair(asking(made.text), _solution(rng, config, made))
-
-
-def multi_step_pair(rng: random.Random, config: CorpusConfig) -> Pair:
-    """A picture, a question that takes more than one step and its reply, as for puzzles."""
-    _, scene = scenes.sample(rng, rng.choice(scenes.TASKS), "train")
-    made = puzzles.about(rng, scene)
-    return Pair(asking(made.text, seen=scene), _solution(rng, config, made))
-
-
-def _solution(rng: random.Random, config: CorpusConfig, puzzle: puzzles.Puzzle) -> str:
-    if rng.random() < config.wrong_answers:
-        wrong = [word for word in _alternatives(puzzle.answer) if word != puzzle.answer]
-        puzzle = replace(puzzle, answer=rng.choice(wrong))
-    return puzzle.reply if rng.random() < config.formatted else puzzle.answer
-
-
-def _alternatives(answer: str) -> Sequence[str]:
-    """The kind of words that the answer belongs to."""
-    return next(words for words in (NUMBERS[:10], scenes.COLORS, scenes.SHAPES) if answer in words)
-
-
-def verdict_pair(rng: random.Random, config: CorpusConfig) -> Pair:
-    """A picture shown for a prompt, right or flawed, and the verdict on it or, out of the format, its answer alone."""
-    made = verdicts.sample(rng, "train")
-    said = verdicts.verdict(made.shown, made.description)
-    reply = said.reply if rng.random() < config.formatted else said.answer
-    return Pair(asking(made.description.prompt, VERDICT_REQUEST, made.shown), reply)
-
-
-def more_texts(config: CorpusConfig, count: int = 2000) -> Iterator[str]:
-    """What is read and written beyond the tiny Janus's corpus, for the tokenizer."""
-    rng = random.Random(0)
-    for _ in range(count):
-        yield f"user\n{edits.sample(rng, 'train').instruction}"
-        for make in (riddle_pair, puzzle_pair, multi_step_pair, verdict_pair):
-            pair = make(rng, config)
-            yield f"user\n{pair.context.parts[-1]}"
-            yield f"assistant\n{pair.target}"
 
 
 # -- the model -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,17 @@ from unison.config import PolicyConfig
 from unison.policies.showo.magvit import Magvit, MagvitConfig
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
 from unison.policies.showo.policy import ShowO
-from unison.pretrain.janus import CorpusConfig, LanguageConfig, Log, PretrainConfig, image_tokenizer, teach, train_bpe
+from unison.pretrain.corpus import (
+    CorpusConfig,
+    train_bpe,
+)
+from unison.pretrain.course import (
+    LanguageConfig,
+    Log,
+    PretrainConfig,
+    image_tokenizer,
+    teach,
+)
 from unison.pretrain.vq import (
     PATCH,
     ImageTokenizerConfig,
