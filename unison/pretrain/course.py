@@ -28,12 +28,6 @@ from unison.pretrain.corpus import (
     answer_pair,
     drawing_pair,
 )
-from unison.pretrain.course import (
-    Log,
-    PretrainConfig,
-    once,
-    teach,
-)
 from unison.pretrain.vq import (
     ImageTokenizerConfig,
 )
