@@ -126,7 +126,7 @@ class Steps:
     def update(self, trajectories: list[Trajectory]) -> tuple[float, float]:
         """The trainer's update; the loss and the gradient's norm before clipping."""
         drawings, replies = ids_of(trajectories)
-        metrics = self.trainer.update(trajectories, _advantages(drawings, replies).tolist())
+        metrics = self.trainer.update(trajectories, _advantages(drawings, replies).tolist(), step=1)
         return metrics["loss"], metrics["grad_norm"]
 
     def roll_out_plainly(self) -> tuple[Tensor, list[Tensor]]:

@@ -103,7 +103,7 @@ def test_the_log_shows_what_sampling_and_scoring_disagree_by(old: str, tmp_path:
     trainer = Trainer(config)
     replies = trainer.policy.write(CONTEXTS, Sampling(max_tokens=8), range(2))
     group = [Trajectory(Item("one"), (Turn(CONTEXTS[0], reply),)) for reply in replies]
-    metrics = trainer.update(group, [1.0, -1.0])
+    metrics = trainer.update(group, [1.0, -1.0], trainer.step)
     if old == "recomputed":
         assert metrics["text/logp_difference"] == 0
         assert 1e-5 < metrics["text/sampling_difference"] < 1

@@ -307,12 +307,12 @@ def test_what_nft_and_diffusion_dpo_log(start: Callable[..., Trainer]) -> None:
 def test_nft_samples_with_the_reference(start: Callable[..., Trainer]) -> None:
     trainer = start("run", "diffusion-nft")
     trainer.step = 1
-    drawn = trainer.roll_out()
-    trainer.batches = 0
+    drawn = trainer.experience.sample(trainer.step)
+    trainer.experience.batches = 0
     with torch.no_grad():
         for parameter in trainer.policy.network.parameters():
             parameter += 0.1
-    again = trainer.roll_out()
+    again = trainer.experience.sample(trainer.step)
     assert torch.equal(path(drawn[0]), path(again[0]))
 
 
@@ -396,14 +396,14 @@ def equal_for(ids: set[str]) -> Callable[..., list[float | None]]:
 def test_groups_of_equal_rewards_make_room_for_others(start: Callable[..., Trainer]) -> None:
     trainer = start("run", "mixgrpo", optim__items_per_step=2, optim__micro_batch_items=2, optim__refills=3)
     trainer.step = 1
-    order = [t.item.id for _ in range(4) for t in trainer.roll_out()[::4]]
+    order = [t.item.id for _ in range(4) for t in trainer.experience.sample(trainer.step)[::4]]
     assert len(set(order)) == 8
-    trainer.batches = 0
+    trainer.experience.batches = 0
     trainer.rewards["jpeg_compressible"] = equal_for({order[0], order[2], order[3]})
-    kept, measured, discarded = trainer.collect()
+    kept, measured, discarded = trainer.experience.collect(trainer.step)
     assert [t.item.id for t in kept[::4]] == [order[1], order[4]]
     assert discarded == 4
-    assert trainer.batches == 3
+    assert trainer.experience.batches == 3
     assert measured["jpeg_compressible/abstained"] == 0
 
 
@@ -413,14 +413,14 @@ def test_refills_are_bounded_and_equal_groups_then_fill_the_batch(start: Callabl
     row = metrics(trainer.train())[0]
     assert row["groups/discarded"] == 4
     assert row["constant_step"] == 1
-    assert trainer.batches == 9
+    assert trainer.experience.batches == 9
 
 
 def test_a_step_draws_no_item_twice(start: Callable[..., Trainer]) -> None:
     trainer = start("run", "mixgrpo", optim__refills=5)  # 6 rollouts of 4 of the 8 items there are
     trainer.rewards["jpeg_compressible"] = lambda ts, policy: [1.0] * len(ts)
     trainer.step = 1
-    kept, _, discarded = trainer.collect()
+    kept, _, discarded = trainer.experience.collect(trainer.step)
     assert len(kept) == 16
     assert discarded == 4
 

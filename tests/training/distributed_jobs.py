@@ -111,7 +111,7 @@ def held(trainer: Trainer) -> float:
     """What share of the trained weights, of their two moments and of the reference lies on this process."""
     assert trainer.policy._frozen_copy
     trained, reference = trainer.weights.trained.values(), trainer.policy._frozen_copy.state_dict().values()
-    moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    moments = [state[name] for state in trainer.update.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     tensors = [*trained, *moments, *reference]
     own = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
     return sum(x.numel() for x in own) / sum(x.numel() for x in tensors)
@@ -131,14 +131,14 @@ def _keep_gradients(trainer: Trainer) -> None:
 
 
 def _stop_after(trainer: Trainer, step: int) -> None:
-    roll_out = trainer.roll_out
+    sample = trainer.experience.sample
 
-    def stopping(known: Set[str] = frozenset()) -> list[Trajectory]:
+    def stopping(step: int, known: Set[str] = frozenset()) -> list[Trajectory]:
         if trainer.step == step + 1:
             raise KeyboardInterrupt
-        return roll_out(known)
+        return sample(step, known)
 
-    trainer.roll_out = stopping  # type: ignore[method-assign]
+    trainer.experience.sample = stopping  # type: ignore[method-assign]
 
 
 def _fail_at_2(trainer: Trainer, fault: str) -> None:
@@ -155,7 +155,7 @@ def _fail_at_2(trainer: Trainer, fault: str) -> None:
     if fault == "reward":
         trainer.rewards["world"] = failing(liked)
     else:
-        trainer.roll_out = failing(trainer.roll_out)  # type: ignore[method-assign]
+        trainer.experience.sample = failing(trainer.experience.sample)  # type: ignore[method-assign]
 
 
 def write(jobs: Sequence[Job], file: Path) -> Path:

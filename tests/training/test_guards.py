@@ -60,7 +60,7 @@ def test_gradients_that_grow_for_good_are_got_used_to():
 def test_an_update_out_of_proportion_changes_no_weight_and_is_counted(checkpoint: Path, tmp_path: Path):
     trainer = with_varied_rewards(small(checkpoint, tmp_path / "run", optim__steps=1, optim__max_norm_ratio=2.0))
     for _ in range(LEAST):
-        trainer.guard.is_outlier(1e-9)
+        trainer.update.guard.is_outlier(1e-9)
     before = weights(trainer)
     trainer.train()
     (row,) = metrics(trainer.run)
@@ -72,14 +72,14 @@ def test_a_run_that_stops_for_bad_steps_goes_on_after_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as broken:
-        broken.setattr("unison.training.trainer.decision_shares", lambda mask, *_: mask * torch.nan)
+        broken.setattr("unison.training.update.decision_shares", lambda mask, *_: mask * torch.nan)
         trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
         with pytest.raises(
             RuntimeError, match=r"step 2: 2 times in a row .*saved in .*last: lower optim\.learning_rate"
         ):
             trainer.train()
     resumed = with_varied_rewards(trainer.config, resume=True)
-    assert (resumed.step, resumed.bad_steps) == (2, 0)
+    assert (resumed.step, resumed.update.bad_steps) == (2, 0)
     resumed.train()
     assert [row["skipped_step"] for row in metrics(trainer.run)] == [1, 1, 0]
 
@@ -123,7 +123,7 @@ def test_average_and_guard_outlive_a_crash_bit_for_bit(checkpoint: Path, tmp_pat
     assert resumed.average is not None
     kept = resumed.average.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in whole.average.state_dict().items())
-    assert resumed.guard.state_dict() == whole.guard.state_dict()
+    assert resumed.update.guard.state_dict() == whole.update.guard.state_dict()
 
 
 @pytest.mark.parametrize(

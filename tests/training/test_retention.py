@@ -150,7 +150,7 @@ def test_the_weight_of_the_kl_rises_on_request_and_is_kept_over_a_resume(folder:
     trainer = pretend_to_fall(begin(folder, tmp_path / "run", retention=retention))
     trainer.train()
     assert trainer.retention.kl_factor == 9
-    assert trainer._objective("image").kl_beta == pytest.approx(0.9)
+    assert trainer.update._objective("image").kl_beta == pytest.approx(0.9)
     assert begin(folder, tmp_path / "run", resume=True, retention=retention).retention.kl_factor == 9
 
 

@@ -90,10 +90,10 @@ def test_running_statistics_of_rewards_outlive_a_crash(checkpoint: Path, tmp_pat
     with pytest.raises(pytest.fail.Exception):
         halves.train()
     resumed = with_varied_rewards(halves.config, resume=True)
-    assert resumed.normaliser.seen["world"].count == 2 * 16
+    assert resumed.experience.normaliser.seen["world"].count == 2 * 16
     resumed.train()
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "halves")
-    assert resumed.normaliser.state_dict() == whole.normaliser.state_dict()
+    assert resumed.experience.normaliser.state_dict() == whole.experience.normaliser.state_dict()
 
 
 def test_only_the_language_model_is_trained(checkpoint: Path, tmp_path: Path):
@@ -173,7 +173,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_stops_the_run_in_t
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
-    monkeypatch.setattr("unison.training.trainer.decision_shares", lambda mask, *_: mask * torch.nan)
+    monkeypatch.setattr("unison.training.update.decision_shares", lambda mask, *_: mask * torch.nan)
     before = weights(trainer)
     with pytest.raises(RuntimeError, match=r"2 times in a row .*not finite.*optim\.learning_rate"):
         trainer.train()
@@ -383,12 +383,12 @@ def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: 
     changes = {"data__train": str(rows), "data__streaming": 8, "optim__steps": 8, "checkpoint_every": 2}
     whole = Trainer(small(checkpoint, tmp_path / "whole", **changes)).train()
     stopped = Trainer(small(checkpoint, tmp_path / "stopped", **changes))
-    roll_out = stopped.roll_out
+    sample = stopped.experience.sample
 
-    def until_step_5(known: Set[str]) -> list[Trajectory]:
+    def until_step_5(step: int, known: Set[str]) -> list[Trajectory]:
         if stopped.step == 5:
             raise KeyboardInterrupt
-        return roll_out(known)
+        return sample(step, known)
 
     monkeypatch.setattr(stopped, "roll_out", until_step_5)
     with pytest.raises(KeyboardInterrupt):

@@ -36,7 +36,8 @@ from unison.evaluation.held_out import evaluate
 from unison.policies.base import Policy, by_kind, sampled
 from unison.policies.decisions import noising, sde, selection, tokens
 from unison.scenarios.common import Seeds, windowed
-from unison.training.trainer import Trainer, parameter_groups
+from unison.training.optimizer import parameter_groups
+from unison.training.trainer import Trainer
 from unison.types import Action, Context, Item, Latents, Sampling, Selected, Tokens, Trajectory
 
 SHAPE = (3, 8, 8)
@@ -223,14 +224,14 @@ def whole_and_resumed(start: Callable[..., Trainer], *settings: Any, **changes: 
     whole = start("whole", *settings, **changes)
     whole.train()
     cut = start("cut", *settings, **changes)
-    roll_out = cut.roll_out
+    sample = cut.experience.sample
 
-    def until_step_3(known: Set[str]) -> list[Trajectory]:
+    def until_step_3(step: int, known: Set[str]) -> list[Trajectory]:
         if cut.step == 3:
             raise KeyboardInterrupt
-        return roll_out(known)
+        return sample(step, known)
 
-    cut.roll_out = until_step_3  # type: ignore[method-assign]
+    cut.experience.sample = until_step_3  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     resumed = start("cut", *settings, resume=True, **changes)
@@ -510,7 +511,7 @@ def test_siblings_and_groups_of_a_step_train_the_same_steps(start: Callable[...,
     trainer = start("run", scenario__window=WindowConfig("random", size=2, every=1))
     trained = []
     for trainer.step in (1, 2, 3, 4):  # the windows follow from it
-        masks = {tuple(t.turns[0].action.mask.tolist()) for t in trainer.roll_out()}
+        masks = {tuple(t.turns[0].action.mask.tolist()) for t in trainer.experience.sample(trainer.step)}
         assert len(masks) == 1
         trained.append(masks.pop())
     assert len(set(trained)) > 1

@@ -239,14 +239,14 @@ def test_old_log_probabilities_of_a_later_update_are_those_of_the_policy_that_sa
     config = scored_by(config, scoring, updates_per_rollout=4, micro_batch_items=1, learning_rate=1e-2)
     trainer = trainer_of(config)
     trainer.step = 1
-    trajectories = trainer.roll_out()
+    trajectories = trainer.experience.sample(trainer.step)
     actions = [t.turns[0].action for t in trajectories]
     scored = trainer.policy.select(actions, config.optim, config.seed + 1)
     with torch.no_grad():
         expected = trainer.policy([t.turns[0].context for t in trajectories], [s.action for s in scored])
     batches: list[TurnBatch] = []
-    trainer.objective = lambda batch, settings: batches.append(batch) or grpo(batch, settings)
-    trainer.update(trajectories, [float(i % 2) for i in range(len(trajectories))])
+    trainer.update.loss = lambda batch, settings: batches.append(batch) or grpo(batch, settings)
+    trainer.update(trajectories, [float(i % 2) for i in range(len(trajectories))], trainer.step)
     assert len(batches) == 4
     assert torch.allclose(torch.cat([batch.old_logp for batch in batches]), torch.stack(expected), atol=1e-4)
     moved = [float((batch.logp - batch.old_logp).abs().max().detach()) for batch in batches]

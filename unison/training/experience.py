@@ -1,0 +1,133 @@
+"""The experience of a step: what the policy makes of its items, with rewards and advantages, on all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TypeAlias
+
+from unison.config import RunConfig, ScenarioConfig
+from unison.data import Items, step_items
+from unison.objectives.advantage import advantages_of
+from unison.policies.base import Policy
+from unison.rewards import judge, weigh
+from unison.rewards.normalise import Normaliser
+from unison.rewards.remote.ahead import Ahead
+from unison.scenarios import find
+from unison.scenarios.base import Scenario
+from unison.scenarios.common import Seeds, windowed
+from unison.scenarios.rollout import Finished, groups_of, most_telling, roll_out, tells
+from unison.training.distributed import Processes
+from unison.training.retention import Retention
+from unison.training.update import averages
+from unison.types import Item, Metrics, RewardFn, Trajectory, rows_by_item
+
+Clock: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Adds the time spent inside to the timings of a phase."""
+
+
+class RewardsFailed(Exception):  # noqa: N818 - said of a step, not of the program
+    """A reward failed, on this process or another: all of them stop. `error` is what the user is told."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Experience:
+    """What a run learns from, a step at a time."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        scenario: Scenario,
+        items: Items,
+        rewards: dict[str, RewardFn],
+        retention: Retention,
+        policy: Policy,
+        processes: Processes,
+        clock: Clock,
+    ) -> None:
+        self.config, self.scenario, self.items, self.retention = config, scenario, items, retention
+        self.policy, self.processes, self.clock = policy, processes, clock
+        self.ahead, self.normaliser = Ahead(rewards), Normaliser(config.reward_normalisation)
+        self.batches = 0  # of items that rollouts have taken
+
+    def collect(self, step: int) -> tuple[list[Trajectory], Metrics, int]:
+        """This process's share of the step with its rewards, what these were of all that was rolled out, and how many
+        groups were discarded.
+
+        Groups of equal rewards make room for others while `optim.refills` lasts (dynamic sampling, DAPO, arXiv
+        2503.14476, eq. 11); the first of them fill what is left.
+
+        Raises:
+            RewardsFailed: the step may be begun again.
+        """
+        drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
+        share = self.config.optim.items_per_step // self.processes.teams
+        for refill in range(1 + self.config.optim.refills):
+            if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
+                break
+            with self.clock("rollout"):
+                new = self.sample(step, {t.item.id for t in drawn})
+            with self.clock("reward"):
+                measured.append(self._judge(new, begun))
+            drawn += new
+        kept = most_telling(groups_of(drawn), share)
+        return [t for group in kept for t in group], averages(measured), len(groups_of(drawn)) - len(kept)
+
+    def sample(self, step: int, known: Set[str] = frozenset()) -> list[Trajectory]:
+        """This process's share of the next items, G trajectories each or its share of them, without those whose ids the
+        step has already."""
+        config = self.config
+        indices = step_items(self.items, config.optim.items_per_step, self.batches, config.seed)
+        self.batches += 1
+        items = [self.items[i] for i in self.processes.share_of_items(indices)]
+        group = config.scenario.group_size // config.distributed.processes_per_group
+        seeds = Seeds(config.seed, step, group * self.processes.place)
+        settings = replace(windowed(config.scenario, seeds), group_size=group)
+        new = [item for item in items if item.id not in known]
+        return self._trajectories(self.scenario, new, settings, seeds, self.ahead.begin)
+
+    def _trajectories(
+        self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, seeds: Seeds, *finished: Finished
+    ) -> list[Trajectory]:
+        """G trajectories for every item, of whichever policy makes the rollouts."""
+        chunk = self.config.optim.rollout_items or max(len(items), 1)
+        with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
+            return roll_out(self.policy, scenario, items, settings, seeds, chunk, *finished)
+
+    def _judge(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:
+        """Sets the rewards; where one fails, on any process, the step is as if it had not begun."""
+        config, rewards = self.config, self.ahead.finish()
+        metrics, failure = Metrics(), None
+        try:
+            metrics = judge(trajectories, rewards, self.policy, config.abstain_on_error) if trajectories else metrics
+        except (ValueError, RuntimeError) as error:
+            failure = error
+        if failures := self.processes.failures(failure):
+            self.batches = begun
+            number, text = next(iter(failures.items()))
+            raise RewardsFailed(failure or RuntimeError(f"stopped with process {number}: {text}"))
+        weigh(trajectories, config.rewards, self.normaliser)
+        return metrics
+
+    def replay(self, step: int) -> tuple[list[Trajectory], list[float | None], Metrics]:
+        """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
+        questions = self.processes.share(self.retention.questions(step))
+        if not questions:
+            return [], [], {}
+        with self.clock("rollout"):
+            seeds = Seeds(self.config.seed, step)
+            answers = self._trajectories(find("understanding"), questions, self.config.scenario, seeds)
+        with self.clock("reward"):
+            return answers, *self.retention.judge(answers, self.policy)
+
+    def advantages(self, trajectories: Sequence[Trajectory]) -> tuple[list[float | None], Metrics]:
+        """Advantages of this process's trajectories among their siblings, wherever these are, and figures of all."""
+        told = self.processes.every([(t.item.id, t.reward) for t in trajectories])
+        ids, rewards = zip(*(row for part in told for row in part), strict=True)
+        advantages, spread = advantages_of(rewards, rows_by_item(ids), self.config.advantage)
+        first = sum(map(len, told[: self.processes.index]))
+        return advantages[first : first + len(trajectories)], spread
