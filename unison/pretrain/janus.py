@@ -50,7 +50,7 @@ from unison.pretrain.vq import (
     train_image_tokenizer,
     train_vision,
 )
-from unison.types import Context, Sampling
+from unison.types import Context, Sampling, TextSampling
 from unison.world import scene as scenes
 from unison.world.render import CELL, SIZE, render
 
@@ -408,7 +408,7 @@ def held_out(policy: Policy, image: Sampling | None, items: int) -> dict[str, ob
     asked = [suite[i] for i in range(items)]
     if image is None:
         asked = [dataclasses.replace(item, prompt=None) for item in asked]
-    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=image or Sampling())
+    scenario = ScenarioConfig(text=TextSampling(max_tokens=48), image=image or Sampling())
     result = evaluate(policy, asked, scenario, EvalConfig(items=items))
     return {name: str(estimate) for name, estimate in result.figures().items()}
 

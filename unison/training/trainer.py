@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from unison import scenarios
-from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, to_json
-from unison.config.checks import teams_of
+from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, teams_of, to_json
 from unison.data import open_items, step_items
 from unison.evaluation.environment import describe
-from unison.evaluation.held_out import Evaluation, Pictures, evaluate, joined
+from unison.evaluation.held_out import GALLERY, Evaluation, Pictures, evaluate, joined
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_shares, sampling_difference, totals
@@ -33,7 +32,7 @@ from unison.rewards.remote.ahead import Ahead
 from unison.scenarios import Scenario
 from unison.scenarios.common import Seeds, windowed
 from unison.scenarios.rollout import Finished, groups_of, most_telling, roll_out, tells
-from unison.training import checkpoint, distributed
+from unison.training import checkpoint, distributed, guards
 from unison.training.distributed import Processes
 from unison.training.guards import NormGuard, complaint
 from unison.training.log import RunLog
@@ -83,8 +82,9 @@ class Trainer:
         ValueError: anything in the configuration, data or checkpoint that cannot work, before training starts.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False) -> None:
-        self.config, self.run = config, Path(config.out)
+    def __init__(self, config: RunConfig, resume: bool = False, profile: int = 0) -> None:
+        """`profile` steps after the first are traced into the run folder by torch's profiler."""
+        self.config, self.run, self.profile = config, Path(config.out), profile
         self.scenario = scenarios.find(config.scenario.name)
         self.rewards = load_rewards(config.rewards, config.remote)
         self.measures = load_rewards(config.evaluation.rewards, config.remote)
@@ -128,7 +128,7 @@ class Trainer:
         if self.step == 0:
             self.evaluate(config.evaluation.items)
             self.save()
-        profile = traced(self.run, config.profile, self.processes.index)
+        profile = traced(self.run, self.profile, self.processes.index)
         with self.log.progress(self.step), profile as step_is_over:
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
@@ -160,12 +160,12 @@ class Trainer:
         """This process's share of the step with its rewards, what these were of all that was rolled out, and how many
         groups were discarded.
 
-        Groups of equal rewards make room for others while `optim.refills` lasts (dynamic sampling, DAPO, arXiv
+        Groups of equal rewards make room for others while `step.refills` lasts (dynamic sampling, DAPO, arXiv
         2503.14476, eq. 11); the first of them fill what is left.
         """
         drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
-        share = self.config.optim.items_per_step // self.processes.teams
-        for refill in range(1 + self.config.optim.refills):
+        share = self.config.step.items // self.processes.teams
+        for refill in range(1 + self.config.step.refills):
             if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
                 break
             with self.clock("rollout"):
@@ -181,7 +181,7 @@ class Trainer:
         """This process's share of the next items, G trajectories each or its share of them, without those whose ids the
         step has already."""
         config = self.config
-        indices = step_items(self.items, config.optim.items_per_step, self.batches, config.seed)
+        indices = step_items(self.items, config.step.items, self.batches, config.seed)
         self.batches += 1
         items = [self.items[i] for i in self.processes.share_of_items(indices)]
         items = [item for item in items if item.id not in known]
@@ -205,7 +205,7 @@ class Trainer:
         self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, seeds: Seeds, *finished: Finished
     ) -> list[Trajectory]:
         """G trajectories for every item at this step, of whichever policy makes the rollouts."""
-        chunk = self.config.optim.rollout_items or max(len(items), 1)
+        chunk = self.config.step.rollout_items or max(len(items), 1)
         with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
             return roll_out(self.policy, scenario, items, settings, seeds, chunk, *finished)
 
@@ -248,7 +248,7 @@ class Trainer:
             )
             for item, rows in group_rows(trajectories).items()
         ]
-        size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
+        size = math.ceil(len(groups) / self.config.step.updates)
         with self.weights.gathered():
             groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         count = self.processes.most(math.ceil(len(groups) / max(size, 1)))
@@ -260,7 +260,7 @@ class Trainer:
     def _samples(self, item: str, turns: Sequence[tuple[Turn, float]]) -> list[Sample]:
         """The turns of an item's trajectories, each with its own advantage or else its trajectory's."""
         selected = self.policy.select(
-            [turn.action for turn, _ in turns], self.config.optim, self.config.seed + self.step
+            [turn.action for turn, _ in turns], self.config.scoring, self.config.seed + self.step
         )
         return [
             Sample(turn, advantage if turn.advantage is None else turn.advantage, s, item)
@@ -321,7 +321,7 @@ class Trainer:
             for chunk, said in zip(self._micro_batches(groups, modality), compared[modality], strict=True):
                 batch = self._batch(chunk, modality, total, objective, said)
                 loss, part = self.objective(batch, objective)
-                if self.config.optim.old_logp == "recomputed":
+                if self.config.scoring.old_logp == "recomputed":
                     part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
                 if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
                     self.accelerator.backward(loss)
@@ -339,18 +339,18 @@ class Trainer:
         return replace(objective, kl_beta=objective.kl_beta * self.retention.kl_factor)
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
-        optim = self.config.optim
-        for start in range(0, len(groups), optim.micro_batch_items):
-            some = groups[start : start + optim.micro_batch_items]
+        step = self.config.step
+        for start in range(0, len(groups), step.micro_batch_items):
+            some = groups[start : start + step.micro_batch_items]
             chunk = [s for group in some for s in group if s.turn.action.modality == modality]
-            size = (optim.micro_batch_images if modality == "image" else 0) or max(1, len(chunk))
+            size = (step.micro_batch_images if modality == "image" else 0) or max(1, len(chunk))
             yield from (chunk[first : first + size] for first in range(0, len(chunk), size))
 
     def _batch(
         self, samples: Sequence[Sample], modality: Modality, total: Totals, objective: ObjectiveConfig, said: Compared
     ) -> TurnBatch:
         contexts, selected = [s.turn.context for s in samples], [s.selected for s in samples]
-        share = decision_shares(pad_stack([s.counted for s in selected]), modality, total, objective)
+        share = decision_shares(pad_stack([s.counted for s in selected]), total, objective)
         actions = [s.action for s in selected]
         if said.anchors is not None:
             logps, kls = zip(*self.policy(contexts, actions, said.anchors), strict=True)
@@ -397,7 +397,7 @@ class Trainer:
             RuntimeError: too many updates in a row were skipped; the run can be resumed after the last of them.
         """
         bad = self.bad_steps
-        if bad >= self.config.optim.max_bad_steps:
+        if bad >= guards.MOST_BAD:
             self.bad_steps = 0
             self.save()
             raise RuntimeError(complaint(bad, self.step, str(self.run / "checkpoints" / "last")))
@@ -421,9 +421,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"), self.weights.gathered():
             items = self.processes.share([self.held_out[i] for i in range(min(count, len(self.held_out)))])
-            shown = len(self.processes.share(range(config.evaluation.gallery)))
-            pictures = Pictures(self.run, f"eval/{self.step:06d}")
-            settings = (config.scenario, replace(config.evaluation, gallery=shown), self.step, pictures, self.measures)
+            pictures = Pictures(self.run, f"eval/{self.step:06d}", len(self.processes.share(range(GALLERY))))
+            settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
             with self._exported():
                 own = evaluate(self.policy, items, *settings, self.processes.share(self.retention.probe))
         result = joined(self.processes.every(own))
@@ -446,9 +445,7 @@ class Trainer:
 
     def _exported(self) -> AbstractContextManager[None]:
         """Inside it the policy has the weights that are evaluated and exported."""
-        if self.config.optim.exported == "average" and self.average:
-            return self.average.in_place()
-        return nullcontext()
+        return self.average.in_place() if self.average else nullcontext()
 
     def _guard(self, result: Evaluation) -> None:
         """Reacts where a watched figure has fallen since the first evaluation."""
