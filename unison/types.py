@@ -9,11 +9,13 @@ Shape letters used throughout:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 Modality = Literal["text", "image"]
 Split = Literal["train", "eval"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
-RelaxedCanvas = Literal["masked", "random", "round"]
+Positive: TypeAlias = Annotated[float, Interval(gt=0)]
+Count: TypeAlias = Annotated[int, Interval(ge=1)]
 Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -34,29 +37,37 @@ COUNTS = (2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How an action is sampled, and therefore how it is scored."""
+class TextSampling:
+    """How a text is sampled, and therefore how it is scored."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Softmax temperature of sampling and scoring."""
-    guidance: float = 1.0
+    max_tokens: Count = 512
+    """Longest reply in tokens."""
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How a drawing is sampled, and therefore how it is scored."""
+
+    temperature: Positive = 1.0
+    """Softmax temperature of sampling and scoring."""
+    guidance: Annotated[float, Interval(ge=1)] = 1.0
     """Classifier-free guidance scale w in u + w (c - u); 1 turns it off."""
     score_conditional: bool = False
     """Score the conditional branch alone though guidance was used in sampling (the CoRL authors' code does)."""
-    max_tokens: int = 512
-    """Longest text reply in tokens; drawings have the length their model fixes."""
-    rounds: int = 18
+    rounds: Count = 18
     """Rounds of masked decoding in which a drawing is decided; models that draw token by token have no use for it."""
-    choice_temperature: float = 1.0
-    """Weight of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round, and
-    0 decides the most confident."""
-    steps: int = 10
+    choice_temperature: Annotated[float, Interval(ge=0)] = 1.0
+    """Coefficient of Gumbel noise in masked decoding's choice of the positions to decide; it falls from round to round,
+    and 0 decides the most confident."""
+    steps: Count = 10
     """Denoising steps of a drawing by flow matching; discrete drawings have no use for this and what follows."""
-    shift: float = 3.0
+    shift: Positive = 3.0
     """Time shift of the noise schedule: above 1, more of the steps are taken at high noise."""
     sde: Sde = "flow_grpo"
     """Stochastic sampler (`policies.sde.spread` has their formulas); "ode" is deterministic and trains nothing."""
-    noise_level: float = 0.7
+    noise_level: Annotated[float, Interval(ge=0)] = 0.7
     """Noise that the sampler injects in each noisy step; 0.7 goes with "flow_grpo", 0.3 with "dance_grpo"."""
     noisy_steps: tuple[int, ...] = ()
     """Steps, from 0, that inject noise and are trained, while the others are deterministic; empty takes all."""
@@ -69,6 +80,16 @@ class Sampling:
     def scores_guided(self) -> bool:
         """Whether drawings are scored, and relaxed, with both branches of guidance."""
         return self.guidance != 1 and not self.score_conditional
+
+
+@dataclass(frozen=True)
+class Sampling(ImageSampling, TextSampling):
+    """How an action of either kind is sampled: each has no use for what is the other's."""
+
+    @classmethod
+    def of(cls, some: TextSampling | ImageSampling) -> Sampling:
+        """The settings of one kind of action."""
+        return cls(**dataclasses.asdict(some))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +163,7 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise, and of the canvas."""
-    canvas: RelaxedCanvas = "round"
-    """What masked decoding reads in that pass (`policies.masked.masked_once_more`); others have no choice."""
+    """Seed of the Gumbel noise, and of the canvas that masked decoding reads (`policies.masked.masked_once_more`)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ ROWS: dict[Kind, tuple[str, ...]] = {
 OWN: dict[tuple[Kind, str], tuple[str, ...]] = {
     ("denoising", "mixgrpo"): ("--scenario.window.every=4",),  # a short run, too, is to see the whole path
     ("denoising", "dancegrpo"): ("--scenario.image.noise-level=0.7",),  # at the authors' 0.3 siblings hardly differ
-    ("denoising", "diffusion-nft"): ("--optim.updates-per-rollout=2",),  # else the velocities never part
+    ("denoising", "diffusion-nft"): ("--step.updates=2",),  # else the velocities never part
 }
 """What a row needs besides its algorithm."""
 JUDGED = {

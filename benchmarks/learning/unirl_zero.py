@@ -95,11 +95,11 @@ LAMBDAS = {
     "1-4-1": Row("1 : 4 : 1", "tiny-edit", EDITED, _weighed(1, 4, 1)),
     "1-0-0": Row("1 : 0 : 0", "tiny-edit", EDITED, _weighed(1, 0, 0)),
 }
-TWICE = ("--optim.updates-per-rollout=2",)  # with one, ratios are 1 and no clip binds
+TWICE = ("--step.updates=2",)  # with one, ratios are 1 and no clip binds
 GRPO = {
     "recipe": Row("the recipe: G 8, beta 0, 1 update a rollout", "tiny-draw", DRAWN),
-    "g4": Row("G 4, twice the prompts", "tiny-draw", DRAWN, ("--scenario.group-size=4", "--optim.items-per-step=24")),
-    "g16": Row("G 16, half the prompts", "tiny-draw", DRAWN, ("--scenario.group-size=16", "--optim.items-per-step=6")),
+    "g4": Row("G 4, twice the prompts", "tiny-draw", DRAWN, ("--scenario.group-size=4", "--step.items=24")),
+    "g16": Row("G 16, half the prompts", "tiny-draw", DRAWN, ("--scenario.group-size=16", "--step.items=6")),
     "beta-low": Row("beta 4e-3", "tiny-draw", DRAWN, ("--objective.image-kl-beta=0.004",)),
     "beta-high": Row("beta 1", "tiny-draw", DRAWN, ("--objective.image-kl-beta=1",)),
     "two": Row("2 updates a rollout, clip 1e-4", "tiny-draw", DRAWN, TWICE),

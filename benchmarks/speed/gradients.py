@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.pages import publish_lines
 from benchmarks.speed.masked import SCORED
 from unison import scenarios
-from unison.config import AdvantageConfig, DataConfig, OptimConfig, PolicyConfig, ScenarioConfig
+from unison.config import AdvantageConfig, DataConfig, PolicyConfig, ScenarioConfig, ScoringConfig
 from unison.data import open_items
 from unison.evaluation.stats import Estimate, task_mean
 from unison.objectives.advantage import advantages_of
@@ -34,7 +34,7 @@ HEADER = (
     "| scored | canvases a drawing | cosine, one choice | cosine, mean of {draws} choices | if unbiased |\n"
     "|---|---|---|---|---|"
 )
-COMPARED = {**SCORED, "random masks of at least 0.7": OptimConfig(scoring="random_masks", least_masked=0.7)}
+COMPARED = {**SCORED, "random masks of at least 0.7": ScoringConfig(drawings="random_masks", least_masked=0.7)}
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def gradient(policy: Policy, batch: Batch, scored: Sequence[Selected]) -> Tensor
     )
 
 
-def agreement(policy: Policy, batch: Batch, whole: Tensor, optim: OptimConfig, draws: int) -> Agreement:
+def agreement(policy: Policy, batch: Batch, whole: Tensor, scoring: ScoringConfig, draws: int) -> Agreement:
     """Of the gradients of `draws` random choices with the gradient `whole` of all rounds."""
     cosines, canvases, total = [], [], torch.zeros_like(whole)
-    for seed in range(1 if optim.scoring == "whole_canvas" else draws):  # it has nothing to choose
-        scored = policy.select(batch.drawings, optim, seed)
+    for seed in range(1 if scoring.drawings == "whole_canvas" else draws):  # it has nothing to choose
+        scored = policy.select(batch.drawings, scoring, seed)
         found = gradient(policy, batch, scored)
         total += found
         cosines.append(cosine(found, whole))
@@ -151,14 +151,14 @@ def measure(policy: Policy, options: Options) -> Iterator[str]:
     wholes: list[Tensor] = []
     for number in range(options.batches):
         batch = draw_batch(policy, options, number)
-        wholes.append(gradient(policy, batch, policy.select(batch.drawings, OptimConfig(), 0)))
-        for name, optim in COMPARED.items():
-            found[name].append(agreement(policy, batch, wholes[-1], optim, options.draws))
+        wholes.append(gradient(policy, batch, policy.select(batch.drawings, ScoringConfig(), 0)))
+        for name, scoring in COMPARED.items():
+            found[name].append(agreement(policy, batch, wholes[-1], scoring, options.draws))
     for name, rows in found.items():
         canvases = sum(row.canvases for row in rows) / len(rows)
         one = _over([row.one for row in rows])
         mean = f"{_over([row.mean for row in rows])} | {if_unbiased(one.value, options.draws):.3f}"
-        if COMPARED[name].scoring == "whole_canvas":
+        if COMPARED[name].drawings == "whole_canvas":
             mean = "nothing to choose |"
         yield f"| {name} | {canvases:.3g} | {one} | {mean} |"
     others = [cosine(a, b) for a, b in zip(wholes, [*wholes[1:], wholes[0]], strict=True)]

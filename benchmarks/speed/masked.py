@@ -20,7 +20,7 @@ from benchmarks.pages import publish
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.rollout import GREEDY, PROMPT
 from benchmarks.speed.scoring import QUESTION
-from unison.config import OptimConfig, PolicyConfig
+from unison.config import PolicyConfig, ScoringConfig
 from unison.policies.base import tokens_of
 from unison.policies.decisions import tokens
 from unison.policies.showo import magvit
@@ -45,11 +45,11 @@ MEASURED = ShowOConfig(
 )
 """The published pattern at 256 pixels: its vocabulary and its numbers of tokens; only the decoder is small."""
 SCORED = {
-    "1 round": OptimConfig(scored_rounds=1),
-    "2 rounds": OptimConfig(scored_rounds=2),
-    "4 rounds": OptimConfig(scored_rounds=4),
-    "the whole canvas": OptimConfig(scoring="whole_canvas"),
-    "random masks": OptimConfig(scoring="random_masks"),
+    "1 round": ScoringConfig(rounds=1),
+    "2 rounds": ScoringConfig(rounds=2),
+    "4 rounds": ScoringConfig(rounds=4),
+    "the whole canvas": ScoringConfig(drawings="whole_canvas"),
+    "random masks": ScoringConfig(drawings="random_masks"),
 }
 """What an update may score of a drawing in place of all rounds."""
 
@@ -180,16 +180,16 @@ def updating(policy: ShowO, count: int, sampling: Sampling) -> dict[str, Callabl
     drawings = policy.draw(contexts, sampling, range(count))
     draws = iter(range(10**9))  # every call scores another random part
 
-    def update(optim: OptimConfig) -> Tensor:
-        scored = policy.select(drawings, optim, next(draws))
+    def update(scoring: ScoringConfig) -> Tensor:
+        scored = policy.select(drawings, scoring, next(draws))
         logps = policy(contexts, [s.action for s in scored])
         total = torch.stack([(logp * s.share.to(logp.device)).sum() for logp, s in zip(logps, scored, strict=True)])
         total.mean().backward()
         policy.zero_grad()
         return torch.stack(logps).detach()
 
-    choices = {"all rounds": OptimConfig(), **SCORED}
-    return {name: lambda optim=optim: update(optim) for name, optim in choices.items()}
+    choices = {"all rounds": ScoringConfig(), **SCORED}
+    return {name: lambda scoring=scoring: update(scoring) for name, scoring in choices.items()}
 
 
 def _updating_rows(policy: ShowO, options: Options) -> Iterator[Row]:

@@ -36,7 +36,7 @@ from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import build_janus, build_processor, build_tokenizer
 from unison.pretrain.metaquery import build_metaquery
 from unison.training.trainer import Trainer
-from unison.types import Sampling
+from unison.types import TextSampling
 
 MEGABYTE = 2**20
 HEADER = "| recipe | width | estimated MB | measured MB | estimated / measured |\n|---|---|---|---|---|"
@@ -110,9 +110,11 @@ def small(run: RunConfig, out: Path, steps: int) -> RunConfig:
     return replace(
         run,
         rewards={"jpeg_kilobytes": 1.0},
-        scenario=replace(run.scenario, group_size=4, text=Sampling(max_tokens=16), image=image),
-        optim=replace(run.optim, steps=steps, items_per_step=2, micro_batch_items=1, rollout_items=2, scored_rounds=2),
-        evaluation=EvalConfig(items=2, batch_size=2, gallery=1),
+        scenario=replace(run.scenario, group_size=4, text=TextSampling(max_tokens=16), image=image),
+        step=replace(run.step, items=2, micro_batch_items=1, rollout_items=2),
+        scoring=replace(run.scoring, rounds=2),
+        optim=replace(run.optim, steps=steps),
+        evaluation=EvalConfig(items=2, batch_size=2),
         out=out,
         trackers=(),
         checkpoint_every=10,

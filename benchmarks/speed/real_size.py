@@ -76,20 +76,16 @@ def named(recipe: str) -> RunConfig:
 def configured(args: Args) -> RunConfig:
     """The recipe on the random checkpoint and the embedded world, without rewards that download their judges."""
     run = named(args.recipe)
-    items = args.items or run.optim.items_per_step
+    items = args.items or run.step.items
     return replace(
         run,
         policy=replace(run.policy, path=str(args.out / "checkpoint")),
         data=replace(run.data, train="world", eval="world"),
         scenario=replace(run.scenario, text=replace(run.scenario.text, max_tokens=args.max_tokens)),
         rewards={"world": 1.0, "accuracy": 1.0} if run.rewards else {},
-        optim=replace(
-            run.optim,
-            steps=args.steps,
-            items_per_step=items,
-            micro_batch_items=min(items, run.optim.micro_batch_items),
-        ),
-        evaluation=EvalConfig(items=2, batch_size=2, gallery=1),
+        step=replace(run.step, items=items, micro_batch_items=min(items, run.step.micro_batch_items)),
+        optim=replace(run.optim, steps=args.steps),
+        evaluation=EvalConfig(items=2, batch_size=2),
         out=args.out / "run",
         trackers=(),
         checkpoint_every=10 * args.steps,

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -97,10 +97,9 @@ def server(workers: int) -> Iterator[tuple[str, psutil.Process]]:
 
 def connect(address: str, options: Options) -> RemoteReward:
     """The client that runs use, once the server is up."""
-    config = RemoteConfig(requests=options.connections, timeout=30)
     for _ in range(60):
         try:
-            return RemoteReward.parse(address, config).checked()
+            return replace(RemoteReward.parse(address, RemoteConfig(timeout=30)), workers=options.connections).checked()
         except ClientError:
             time.sleep(1)
     raise RuntimeError(f"no server at {address} after minutes")

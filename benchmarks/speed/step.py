@@ -24,7 +24,7 @@ from benchmarks.speed.model import MEASURED, Drawing, build_policy, picture, spe
 from benchmarks.speed.plain import Plain
 from benchmarks.speed.rollout import PROMPT
 from benchmarks.speed.scoring import QUESTION
-from unison.config import AdvantageConfig, DataConfig, OptimConfig, PolicyConfig, RunConfig, ScenarioConfig
+from unison.config import AdvantageConfig, DataConfig, PolicyConfig, RunConfig, ScenarioConfig, StepConfig
 from unison.objectives.advantage import group_advantages
 from unison.planning.shapes import JanusShape
 from unison.policies.base import tokens_of
@@ -82,12 +82,12 @@ def open_trainer(problem: Problem, folder: Path) -> Trainer:
                 str(folder / "checkpoint"),
                 frozen=LANGUAGE_MODEL_ONLY,
                 dtype=problem.dtype,
-                recompute="never" if problem.images else "auto",
+                gradient_checkpointing="never" if problem.images else "auto",
             ),
             data=DataConfig(),
             scenario=ScenarioConfig("unified", group_size=problem.group, text=problem.text, image=problem.image),
             rewards={"format": 1.0},  # never asked
-            optim=OptimConfig(items_per_step=1, micro_batch_items=1, micro_batch_images=problem.images),
+            step=StepConfig(items=1, micro_batch_items=1, micro_batch_images=problem.images),
             out=folder / "run",
             trackers=(),
         )

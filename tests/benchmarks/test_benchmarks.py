@@ -27,7 +27,7 @@ from benchmarks.speed import (
 )
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import Drawing, build_policy, picture
-from unison.config import OptimConfig
+from unison.config import ScoringConfig
 from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
 from unison.policies.showo.policy import ShowO
@@ -221,8 +221,8 @@ def test_updates_score_what_their_names_say(showo: ShowO) -> None:
 def test_gradients_of_some_rounds_average_to_that_of_all_and_of_surrogates_do_not(showo: ShowO) -> None:
     options = gradients.Options("tiny", prompts=2, group=3, rounds=5, reward="random")
     batch = gradients.draw_batch(showo, options, 0)
-    whole = gradients.gradient(showo, batch, showo.select(batch.drawings, OptimConfig(), 0))
-    choices = {"some": OptimConfig(scored_rounds=1), "canvas": OptimConfig(scoring="whole_canvas")}
+    whole = gradients.gradient(showo, batch, showo.select(batch.drawings, ScoringConfig(), 0))
+    choices = {"some": ScoringConfig(rounds=1), "canvas": ScoringConfig(drawings="whole_canvas")}
     found = {name: gradients.agreement(showo, batch, whole, optim, draws=40) for name, optim in choices.items()}
     assert found["some"].canvases == found["canvas"].canvases == 1
     assert found["some"].mean > 0.95

@@ -430,7 +430,7 @@ def test_every_item_is_equally_likely_to_come_first():
 
 
 def test_a_step_larger_than_the_data_is_an_error():
-    with pytest.raises(ValueError, match=r"optim\.items_per_step = 5: must be at most the 4 items"):
+    with pytest.raises(ValueError, match=r"step\.items = 5: must be at most the 4 items"):
         step_indices(4, 5, 0, 0)
 
 

@@ -207,7 +207,9 @@ def test_unknown_kinds_can_be_named(tmp_path: Path):
 
 @pytest.mark.parametrize("source", ["world", "table"])
 def test_each_kind_of_question_can_have_its_own_suffix(source: str, tmp_path: Path):
-    settings = DataConfig(questions="mixed", question_suffix="Answer.", suffixes={"multiple_choice": "One letter."})
+    settings = DataConfig(
+        questions="mixed", question_suffix={"multiple_choice": "One letter.", "open_ended": "Answer."}
+    )
     items = open_items(source if source == "world" else str(parquet(tmp_path / "x.parquet")), "train", settings, 0, 12)
     for i in range(12):
         item = items[i]
@@ -244,7 +246,7 @@ def test_the_remedies_that_messages_name_are_options_of_the_command(
     columns = ("--data.columns", "question", "question", "image", "image", "prompt", "question")
     dry_run(monkeypatch, "--data.train", str(path), *columns, "--data.kinds", "Science/MC", "multiple_choice")
     dry_run(monkeypatch, "--data.train", str(path), *columns, "--data.kinds", "Science/MC", "multiple_choice",
-            "--data.streaming", "8", "--data.suffixes", "multiple_choice", "One letter.")  # fmt: skip
+            "--data.streaming", "8", "--data.question-suffix", "multiple_choice", "One letter.")  # fmt: skip
     assert "streamed, first row readable" in " ".join(capsys.readouterr().out.split())
 
 

@@ -221,13 +221,13 @@ def test_no_prompt_is_a_sentence_of_geneval(geneval: Path) -> None:
 
 
 def test_with_the_file_no_prompt_asks_for_what_a_test_prompt_asks_for(geneval: Path) -> None:
-    config = DataConfig(train="prompts", excluded=str(geneval))
+    source, config = f"prompts:{geneval}", DataConfig()
     rows = [json.loads(line) for line in geneval.read_text().splitlines()]
     asked = {row["prompt"].removeprefix("a photo of ") for row in rows}
     for split in ("train", "eval"):
-        found = [str(item.prompt) for item in open_items("prompts", split, config, 0, 12_000)]
+        found = [str(item.prompt) for item in open_items(source, split, config, 0, 12_000)]
         assert not {exact(prompt) for prompt in found} & asked
-    single = [x for x in open_items("prompts", "train", config, 0, 6000) if x.task == "single_object"]
+    single = [x for x in open_items(source, "train", config, 0, 6000) if x.task == "single_object"]
     assert {x.answer for x in single} <= {*MORE}
     without = {exact(str(x.prompt)) for x in items(size=12_000)}
     assert without & asked, "the file would have changed nothing"
@@ -272,13 +272,13 @@ def test_a_prompt_with_a_name_of_ours_is_in_no_test_prompt(geneval: Path) -> Non
 def test_a_line_of_another_format_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"tag": "single_object", "include": [{"class": "car", "count": 1}], "prompt": "p"}\n' + line)
-    with pytest.raises(ValueError, match=r"data\.excluded.*line 2: not a prompt in GenEval's format"):
+    with pytest.raises(ValueError, match=r"prompts:.*line 2: not a prompt in GenEval's format"):
         read_excluded(path)
 
 
 def test_a_file_that_is_not_there_or_excludes_everything_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.excluded = .*no such file"):
-        open_items("prompts", "train", DataConfig(excluded=str(tmp_path / "none")), 0, 6)
+    with pytest.raises(ValueError, match=r"prompts:.*none: no such file"):
+        open_items(f"prompts:{tmp_path / 'none'}", "train", DataConfig(), 0, 6)
     everything = frozenset(Request("single_object", (Phrase(noun),)).meaning for noun in OBJECTS)
     with pytest.raises(ValueError, match="leaves no prompt of single_object"):
         items(excluded=everything)[0]

@@ -20,7 +20,7 @@ from unison.policies.base import Policy
 from unison.policies.decisions.tokens import divergence
 from unison.types import Context, Sampling, Tokens, Turn, TurnBatch, pad_stack
 
-AGGREGATIONS = ["sequence", "token", "constant"]
+AGGREGATIONS = ["sequence", "token", 512]
 
 
 # -- advantages ---------------------------------------------------------------------------------------------------
@@ -35,10 +35,10 @@ def advantages(groups: Sequence[Sequence[float | None]], **fields: Any) -> tuple
     return [[found[row] for row in numbered[item]] for item in numbered], metrics
 
 
-@pytest.mark.parametrize("divide", [True, False])
-def test_advantages_of_a_group_sum_to_zero(divide: bool) -> None:
+@pytest.mark.parametrize("kind", ["group", "mean"])
+def test_advantages_of_a_group_sum_to_zero(kind: str) -> None:
     rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
-    for group in advantages(rewards, divide_by_std=divide)[0]:
+    for group in advantages(rewards, kind=kind)[0]:
         assert abs(sum(group)) < 1e-9
         assert any(group)
 
@@ -50,7 +50,7 @@ def test_advantages_are_standard_scores_within_the_group() -> None:
 
 
 def test_without_the_division_advantages_are_differences_to_the_mean() -> None:
-    assert advantages([[0.0, 1.0, 2.0, 5.0]], divide_by_std=False)[0] == [[-2.0, -1.0, 0.0, 3.0]]
+    assert advantages([[0.0, 1.0, 2.0, 5.0]], kind="mean")[0] == [[-2.0, -1.0, 0.0, 3.0]]
 
 
 def test_advantages_may_be_constant_or_the_rewards_themselves() -> None:
@@ -60,15 +60,15 @@ def test_advantages_may_be_constant_or_the_rewards_themselves() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e8 / 3])
-@pytest.mark.parametrize("divide", [True, False])
-def test_a_constant_group_has_exactly_zero_advantage(value: float, divide: bool) -> None:
-    groups, metrics = advantages([[value] * 6, [0.0, 1.0]], divide_by_std=divide)
+@pytest.mark.parametrize("kind", ["group", "mean"])
+def test_a_constant_group_has_exactly_zero_advantage(value: float, kind: str) -> None:
+    groups, metrics = advantages([[value] * 6, [0.0, 1.0]], kind=kind)
     assert groups[0] == [0.0] * 6
     assert metrics["constant_share"] == 0.5
 
 
 def test_a_sample_without_a_reward_leaves_its_group() -> None:
-    groups, metrics = advantages([[0.0, None, 1.0], [2.0, 3.0, 7.0]], divide_by_std=False)
+    groups, metrics = advantages([[0.0, None, 1.0], [2.0, 3.0, 7.0]], kind="mean")
     assert groups == [[-0.5, None, 0.5], [-2.0, -1.0, 3.0]]
     assert metrics["abstained"] == 1
     assert metrics["mean"] == pytest.approx(13 / 5)
@@ -99,9 +99,7 @@ def test_groups_are_compared_within_and_not_across() -> None:
 
 
 def test_groups_need_not_lie_next_to_each_other() -> None:
-    found, _ = group_advantages(
-        [0.0, 10.0, 1.0, 14.0], {"a": [0, 2], "b": [1, 3]}, AdvantageConfig(divide_by_std=False)
-    )
+    found, _ = group_advantages([0.0, 10.0, 1.0, 14.0], {"a": [0, 2], "b": [1, 3]}, AdvantageConfig("mean"))
     assert found == [-0.5, -2.0, 0.5, 2.0]
 
 
@@ -113,13 +111,12 @@ TOTAL = Totals(turns=5, decisions=20)  # the update holds more than these rows
 
 @pytest.mark.parametrize(
     ("aggregation", "first", "second"),
-    [("sequence", 1 / 15, 1 / 5), ("token", 1 / 20, 1 / 20), ("constant", 1 / 500, 1 / 500)],
+    [("sequence", 1 / 15, 1 / 5), ("token", 1 / 20, 1 / 20), (100, 1 / 500, 1 / 500)],
 )
-@pytest.mark.parametrize(("modality", "scale"), [("text", 2.0), ("image", 0.5)])
-def test_decision_shares_by_hand(aggregation: Any, first: float, second: float, modality: Any, scale: float) -> None:
-    config = ObjectiveConfig(aggregation=aggregation, constant_length=100, text_weight=2.0, image_weight=0.5)
-    expected = scale * torch.tensor([[first] * 3 + [0.0], [second, 0.0, 0.0, 0.0], [0.0] * 4])
-    assert torch.allclose(decision_shares(MASK, modality, TOTAL, config), expected)
+def test_decision_shares_by_hand(aggregation: Any, first: float, second: float) -> None:
+    config = ObjectiveConfig(aggregation=aggregation)
+    expected = torch.tensor([[first] * 3 + [0.0], [second, 0.0, 0.0, 0.0], [0.0] * 4])
+    assert torch.allclose(decision_shares(MASK, TOTAL, config), expected)
 
 
 def tokens_of(mask: Tensor) -> Tokens:
@@ -176,7 +173,7 @@ def reference_of(old: Tensor) -> Tensor:
 
 def weighted(b: TurnBatch, config: ObjectiveConfig) -> TurnBatch:
     total = Totals(len(b.mask), float(b.mask.sum()))
-    return replace(b, share=decision_shares(b.mask, "text", total, config))
+    return replace(b, share=decision_shares(b.mask, total, config))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -288,7 +285,7 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
         use_vllm=False,
         model=SimpleNamespace(training=True),
         current_gradient_accumulation_steps=1,
-        max_completion_length=config.constant_length,
+        max_completion_length=config.aggregation,
         accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, **_: x),
         _entropy_bonus_enabled=False,
         _metrics={"train": defaultdict(list)},
@@ -303,10 +300,10 @@ def trl_loss(b: TurnBatch, config: ObjectiveConfig, loss_type: str) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize(
-    ("aggregation", "loss_type"), [("sequence", "grpo"), ("token", "bnpo"), ("token", "dapo"), ("constant", "dr_grpo")]
+    ("aggregation", "loss_type"), [("sequence", "grpo"), ("token", "bnpo"), ("token", "dapo"), (7, "dr_grpo")]
 )
 def test_loss_and_gradient_agree_with_trl(aggregation: Any, loss_type: str, beta: float) -> None:
-    config = ObjectiveConfig(clip_low=0.2, clip_high=0.28, kl_beta=beta, aggregation=aggregation, constant_length=7)
+    config = ObjectiveConfig(clip_low=0.2, clip_high=0.28, kl_beta=beta, aggregation=aggregation)
     b = weighted(random_batch(beta=True), config)
     b = b if beta else replace(b, kl=None)
     ours, metrics = grpo(b, config)
@@ -345,7 +342,7 @@ def test_advantages_agree_with_trls_formula(divide: bool) -> None:
     theirs = rewards - rewards.mean(1, keepdim=True)  # GRPOTrainer, scale_rewards="group" and "none"
     if divide:
         theirs = theirs / (rewards.std(1, keepdim=True) + 1e-4)
-    ours = torch.tensor(advantages(rewards.tolist(), divide_by_std=divide)[0], dtype=torch.float64)
+    ours = torch.tensor(advantages(rewards.tolist(), kind="group" if divide else "mean")[0], dtype=torch.float64)
     assert torch.allclose(ours, theirs)
 
 
@@ -353,19 +350,19 @@ def test_advantages_agree_with_trls_formula(divide: bool) -> None:
 
 
 def test_leaving_one_out_compares_with_the_mean_of_the_others() -> None:
-    (group,), metrics = advantages([[1.0, 2.0, 6.0]], kind="rloo", divide_by_std=False)
+    (group,), metrics = advantages([[1.0, 2.0, 6.0]], kind="rloo")
     assert group == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5])
     assert metrics["mean"] == 3
-    (group,), _ = advantages([[1.0, None, 6.0]], kind="rloo", divide_by_std=False)
+    (group,), _ = advantages([[1.0, None, 6.0]], kind="rloo")
     assert group == [-5.0, None, 5.0]
-    assert advantages([[None, 3.0]], kind="rloo", divide_by_std=False)[0] == [[None, 0.0]]
+    assert advantages([[None, 3.0]], kind="rloo")[0] == [[None, 0.0]]
 
 
 def test_rloos_gradient_agrees_with_trl_where_the_policy_has_not_moved() -> None:
     """`RLOOTrainer._compute_loss` itself, whose ratio is of whole sequences."""
     from trl.trainer.rloo_trainer import RLOOTrainer
 
-    config = ObjectiveConfig(aggregation="constant", constant_length=1)
+    config = ObjectiveConfig(aggregation=1)
     b = weighted(random_batch(), config)
     b = replace(b, old_logp=b.logp.detach())
     trainer = SimpleNamespace(
@@ -430,7 +427,7 @@ def turn_batch(
         None,
         advantage,
         mask,
-        decision_shares(mask, actions[0].modality, total, config),
+        decision_shares(mask, total, config),
         torch.zeros(len(turns), dtype=torch.int64),
     )
 
@@ -446,7 +443,7 @@ def test_micro_batches_leave_the_policys_gradient_unchanged(policy: Policy, moda
     turns = [Turn(c, a) for c, a in zip(contexts, verb(contexts, sampling, range(6)), strict=True)]
     if modality == "text":
         turns[1:3] = [Turn(t.context, shortened(t.action, 4)) for t in turns[1:3]]
-    advantage, config = torch.linspace(-1, 1, 6), ObjectiveConfig(aggregation=aggregation, constant_length=36)
+    advantage, config = torch.linspace(-1, 1, 6), ObjectiveConfig(aggregation=aggregation)
     total = totals([turn.action.mask for turn in turns])
     trained = [p for p in policy.parameters() if p.requires_grad]
 

@@ -101,7 +101,7 @@ def relaxed(run: RunConfig) -> float:
 
 def test_scoring_more_rounds_costs_no_more_memory_than_a_chunk_of_them():
     run = unirl.tiny_showo_grpo()
-    by_rounds = [activations(replace(run, optim=replace(run.optim, scored_rounds=rounds))) for rounds in (1, 2, 5, 0)]
+    by_rounds = [activations(replace(run, scoring=replace(run.scoring, rounds=rounds))) for rounds in (1, 2, 5, 0)]
     assert by_rounds[0] < by_rounds[1] <= by_rounds[2]
     assert by_rounds[2] == pytest.approx(by_rounds[3], rel=0.01)
     one_pass = replace(run.optim, scoring="whole_canvas", scored_rounds=0)
@@ -111,10 +111,10 @@ def test_scoring_more_rounds_costs_no_more_memory_than_a_chunk_of_them():
 @pytest.mark.parametrize("recipe", [corl.tiny_unified, unirl_zero.tiny_draw])
 def test_fewer_drawings_in_a_pass_take_less_memory(recipe: Callable[[], RunConfig]):
     run = recipe()
-    most = run.optim.micro_batch_items * run.scenario.group_size
+    most = run.step.micro_batch_items * run.scenario.group_size
     sizes = (2, most // 2, most, most + 1, 0)
     two, half, *all_at_once = (
-        estimate_memory(replace(run, optim=replace(run.optim, micro_batch_images=n))).updating for n in sizes
+        estimate_memory(replace(run, step=replace(run.step, micro_batch_images=n))).updating for n in sizes
     )
     work = "activations of a micro-batch"
     assert two[work] <= half[work] < all_at_once[0][work]
@@ -202,7 +202,7 @@ def test_shards_are_shares_and_copies_are_not(checkpoint: Path):
 
 
 def test_a_step_that_does_not_divide_over_the_processes_is_refused(checkpoint: Path):
-    with pytest.raises(ValueError, match=r"optim\.items_per_step = 12: must be a multiple of the 5 processes"):
+    with pytest.raises(ValueError, match=r"step\.items = 12: must be a multiple of the 5 processes"):
         estimate_memory(config(checkpoint), Layout(5))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unison.config import OptimConfig
+from unison.config import ScoringConfig
 from unison.policies.decisions import selection
 from unison.policies.showo.policy import ShowO
 from unison.types import Context, Sampling, Tokens
@@ -17,7 +17,7 @@ from unison.types import Context, Sampling, Tokens
 N, CODES = 36, 64
 CLOSE = 1e-4
 CONTEXT = Context(("a red circle",))
-WHOLE, RANDOM = OptimConfig(scoring="whole_canvas"), OptimConfig(scoring="random_masks")
+WHOLE, RANDOM = ScoringConfig(drawings="whole_canvas"), ScoringConfig(drawings="random_masks")
 
 
 def drawings(policy: ShowO, guidance: float = 3.0, count: int = 1) -> list[Tokens]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unison.config import OptimConfig
+from unison.config import ScoringConfig
 from unison.policies.decisions import sde
 from unison.policies.metaquery.layout import CHAT_TEMPLATE, see_picture, see_pixels
 from unison.policies.metaquery.policy import MetaQuery, branch_shares
@@ -404,12 +404,12 @@ def test_fewer_steps_scored_leave_sums_unbiased(metaquery: MetaQuery) -> None:
     drawing = cast(Latents, metaquery.draw([Context((SHORT,))], Sampling(steps=6), [0])[0])
     total = torch.zeros(6)
     for seed in range(300):
-        (thinned,) = metaquery.select([drawing], OptimConfig(scored_rounds=2), seed)
+        (thinned,) = metaquery.select([drawing], ScoringConfig(rounds=2), seed)
         assert thinned.action.mask.sum() == 2
         assert torch.equal(thinned.share > 0, thinned.action.mask)
         total += thinned.share
     assert (total / 300 - 1).abs().max() < 0.25
-    (whole,) = metaquery.select([drawing], OptimConfig(), 0)
+    (whole,) = metaquery.select([drawing], ScoringConfig(), 0)
     assert torch.equal(whole.action.mask, drawing.mask)
     assert whole.share.sum() == 6
 
@@ -466,7 +466,7 @@ def test_own_drawings_are_scored_noised_anew_without_guidance(metaquery: MetaQue
     """Drawings and edits, at every level of their schedule, with the distance from the reference's velocities."""
     contexts = [Context((SHORT,)), Context((SHORT,)), Context((PICTURE, LONG))]
     drawings = metaquery.draw(contexts, replace(DRAWING, sde="ode"), range(3))
-    scored = metaquery.select(drawings, OptimConfig(scoring="noised"), 5)
+    scored = metaquery.select(drawings, ScoringConfig(drawings="noised"), 5)
     given = [cast(Latents, s.action) for s in scored]
     assert all(s.share.sum() == len(s.counted) == 4 for s in scored)
     assert torch.equal(given[0].path[:-1], given[2].path[:-1])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unison.config import OptimConfig, PolicyConfig
+from unison.config import PolicyConfig, ScoringConfig
 from unison.policies import load_policy
 from unison.policies.decisions import selection
 from unison.policies.decoding import masked
@@ -646,7 +646,7 @@ def test_a_part_of_the_rounds_has_the_gradient_of_all_on_average(showo: ShowO) -
 
 def test_a_part_of_the_rounds_depends_on_the_drawing_and_the_seed_alone(showo: ShowO) -> None:
     drawings = showo.draw([Context((SHORT,))] * 8, DRAWING, range(8))
-    two = OptimConfig(scored_rounds=2)
+    two = ScoringConfig(rounds=2)
     together = showo.select(drawings, two, seed=3)
     alone = [showo.select([d], two, seed=3)[0] for d in drawings]
     other = showo.select(drawings, two, seed=4)
@@ -657,10 +657,8 @@ def test_a_part_of_the_rounds_depends_on_the_drawing_and_the_seed_alone(showo: S
 def test_all_rounds_and_replies_are_left_as_they_are(showo: ShowO) -> None:
     actions = [own_drawing(showo), own_reply(showo)]
     for rounds in (0, 6, 100):
-        for scored, before in zip(
-            showo.select(actions, OptimConfig(scored_rounds=rounds), seed=0), actions, strict=True
-        ):
+        for scored, before in zip(showo.select(actions, ScoringConfig(rounds=rounds), seed=0), actions, strict=True):
             assert torch.equal(scored.action.mask, before.mask)
             assert torch.equal(scored.share, before.mask.float())
             assert scored.old_logp is before.logp
-    assert showo.select(actions, OptimConfig(scored_rounds=1), seed=0)[1].action.mask.all()
+    assert showo.select(actions, ScoringConfig(rounds=1), seed=0)[1].action.mask.all()

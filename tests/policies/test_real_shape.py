@@ -19,13 +19,13 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from benchmarks import judges
 from benchmarks.speed.real_size import Args, configured, write_random_janus
-from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
+from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig, StepConfig
 from unison.planning.shapes import JANUS, JanusShape
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import build_tokenizer
 from unison.recipes import corl, unirl
 from unison.training.trainer import Trainer
-from unison.types import TASKS, Sampling
+from unison.types import TASKS, TextSampling
 from unison.world.render import render
 from unison.world.scene import ask, sample
 
@@ -54,7 +54,7 @@ def test_the_published_shape_has_the_published_size():
 
 def test_a_recipe_of_the_real_size_is_of_one_run_on_a_published_janus(tmp_path: Path):
     config = configured(Args("corl/janus-pro-1b-unified", tmp_path, items=2))
-    assert config.optim.items_per_step == 2
+    assert config.step.items == 2
     assert config.rewards == {"world": 1.0, "accuracy": 1.0}
     for other in ("corl/janus-pro-1b", "unirl/show-o-512-grpo", "corl/tiny-unified"):
         with pytest.raises(ValueError, match=f"recipe '{other}': must be of one run, on one of deepseek-community"):
@@ -68,10 +68,11 @@ def test_one_step_of_the_real_recipe_runs_saves_and_reloads_in_plain_transformer
         recipe,
         policy=PolicyConfig(str(reduced), frozen=recipe.policy.frozen),
         data=dataclasses.replace(recipe.data, train="world", questions="mixed"),
-        scenario=dataclasses.replace(recipe.scenario, group_size=2, text=Sampling(max_tokens=8)),
+        scenario=dataclasses.replace(recipe.scenario, group_size=2, text=TextSampling(max_tokens=8)),
         rewards={"world": 1.0, "accuracy": 0.8, "format": 0.8},
-        optim=OptimConfig(steps=1, items_per_step=2, micro_batch_items=1, learning_rate=1e-3),
-        evaluation=EvalConfig(items=2, batch_size=2, gallery=1),
+        step=StepConfig(items=2, micro_batch_items=1),
+        optim=OptimConfig(steps=1, learning_rate=1e-3),
+        evaluation=EvalConfig(items=2, batch_size=2),
         out=tmp_path / "run",
         trackers=(),
     )
@@ -97,9 +98,10 @@ def test_a_step_of_self_improvement_runs_at_the_published_pattern(recipe: RunCon
     config = dataclasses.replace(
         recipe,
         policy=PolicyConfig(str(reduced), frozen=recipe.policy.frozen),
-        scenario=dataclasses.replace(recipe.scenario, group_size=group, text=Sampling(max_tokens=8)),
-        optim=OptimConfig(steps=1, items_per_step=2, micro_batch_items=1, learning_rate=1e-3),
-        evaluation=EvalConfig(items=2, batch_size=2, gallery=1, own_drawings=True),
+        scenario=dataclasses.replace(recipe.scenario, group_size=group, text=TextSampling(max_tokens=8)),
+        step=StepConfig(items=2, micro_batch_items=1),
+        optim=OptimConfig(steps=1, learning_rate=1e-3),
+        evaluation=EvalConfig(items=2, batch_size=2, own_drawings=True),
         out=tmp_path / "run",
         trackers=(),
     )
@@ -150,7 +152,7 @@ def test_the_published_recipe_trains_on_a_table_evaluates_exports_and_is_done(re
         "--scenario.group-size": 2,
         "--scenario.text.max-tokens": 12,
         "--optim.steps": 2,
-        "--optim.items-per-step": 1,
+        "--step.items": 1,
         "--optim.learning-rate": 1e-3,
         "--evaluation.items": 1,
         "--out": out,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unison.config import EvalConfig, OptimConfig, PolicyConfig
+from unison.config import EvalConfig, OptimConfig, PolicyConfig, ScoringConfig, StepConfig
 from unison.policies.showo import magvit
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
 from unison.policies.showo.policy import ShowO
@@ -17,7 +17,7 @@ from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.showo import build_tokenizer
 from unison.recipes import corl
 from unison.training.trainer import Trainer
-from unison.types import Sampling
+from unison.types import ImageSampling, TextSampling
 
 ONE = (1, 1, 1, 1, 1)
 
@@ -51,11 +51,13 @@ def test_two_steps_of_reinforcement_run_on_the_published_pattern(reduced: Path, 
         recipe,
         policy=PolicyConfig(str(reduced)),
         scenario=replace(
-            recipe.scenario, group_size=2, text=Sampling(max_tokens=8), image=Sampling(guidance=6.0, rounds=10)
+            recipe.scenario, group_size=2, text=TextSampling(max_tokens=8), image=ImageSampling(guidance=6.0, rounds=10)
         ),
-        optim=OptimConfig(steps=2, items_per_step=2, micro_batch_items=1, scored_rounds=4, learning_rate=1e-3),
+        step=StepConfig(items=2, micro_batch_items=1),
+        scoring=ScoringConfig(rounds=4),
+        optim=OptimConfig(steps=2, learning_rate=1e-3),
         rewards={"matching": 1.0, "format": 0.8},
-        evaluation=EvalConfig(items=2, batch_size=2, gallery=1),
+        evaluation=EvalConfig(items=2, batch_size=2),
         out=tmp_path / "run",
         trackers=(),
     )

@@ -35,7 +35,7 @@ def gradient(policy: Janus | ShowO | MetaQuery) -> tuple[Tensor, Tensor]:
 
 
 def test_scoring_is_the_same_with_and_without(make: Made) -> None:
-    (kept, one), (again, two) = (gradient(make(recompute=choice)) for choice in ("never", "always"))
+    (kept, one), (again, two) = (gradient(make(gradient_checkpointing=choice)) for choice in ("never", "always"))
     assert torch.allclose(kept, again, atol=1e-5)
     assert one.norm() > 0
     assert torch.allclose(one, two, atol=1e-5 * one.abs().max().item())
@@ -45,7 +45,7 @@ def test_scoring_is_the_same_with_and_without(make: Made) -> None:
 def test_drawings_are_scored_the_same(make_policy: Callable[..., Janus], guidance: float) -> None:
     found = []
     for choice in ("never", "always"):
-        policy, contexts = make_policy(recompute=choice), [Context(("a red circle",))] * 2
+        policy, contexts = make_policy(gradient_checkpointing=choice), [Context(("a red circle",))] * 2
         logp = torch.stack(policy(contexts, policy.draw(contexts, Sampling(guidance=guidance), range(2))))
         logp.sum().backward()
         gradients = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
@@ -58,7 +58,8 @@ def test_drawings_are_scored_the_same(make_policy: Callable[..., Janus], guidanc
 def test_a_prompt_that_is_computed_again_draws_the_same_paths(make_metaquery: Callable[..., MetaQuery]) -> None:
     found = []
     for choice in ("never", "always"):
-        policy, contexts = make_metaquery(recompute=choice), [Context(("a red circle",)), Context(("a dog",))]
+        policy = make_metaquery(gradient_checkpointing=choice)
+        contexts = [Context(("a red circle",)), Context(("a dog",))]
         logp = torch.cat(policy(contexts, policy.draw(contexts, Sampling(steps=3), range(2))))
         logp.sum().backward()
         found.append((logp.detach(), policy.network.bridge.queries["draw"].grad))

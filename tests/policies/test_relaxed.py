@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import get_args
 
 import pytest
 import torch
@@ -16,14 +15,13 @@ from unison.policies.decoding.masked import masked_once_more
 from unison.policies.janus.policy import Janus
 from unison.policies.showo.policy import ShowO, question
 from unison.recipes.corl import LANGUAGE_MODEL_ONLY
-from unison.types import Context, Relaxed, RelaxedCanvas, Sampling, Tokens
+from unison.types import Context, Relaxed, Sampling, Tokens
 
 SAMPLINGS = {
     "plain": Sampling(),
     "guided": Sampling(guidance=2.0, temperature=0.8),
     "guided, conditional logits": Sampling(guidance=2.0, score_conditional=True),
 }
-CANVASES: tuple[RelaxedCanvas, ...] = get_args(RelaxedCanvas)
 PROMPTS = (Context(("a red circle",)), Context(("two blue squares",)))
 QUESTION = "What color is the circle?"
 
@@ -118,20 +116,8 @@ ORDER = torch.tensor([2, 0, 4, 4, 2, 2, 4, 0])
 
 
 def test_the_canvas_of_a_round_is_one_that_the_drawing_was_decided_on():
-    found = {tuple(masked_once_more(ORDER, "round", seed).tolist()) for seed in range(60)}
+    found = {tuple(masked_once_more(ORDER, seed).tolist()) for seed in range(60)}
     assert found == {tuple((t <= ORDER).tolist()) for t in (0, 2, 4)}
-
-
-def test_a_random_canvas_masks_a_cosine_share_at_random():
-    order = torch.arange(100)
-    found = torch.stack([masked_once_more(order, "random", seed) for seed in range(2000)]).float()
-    assert found.sum(1).min() >= 1
-    assert found.mean().item() == pytest.approx(2 / math.pi, abs=0.02)
-    assert found.mean(0).min().item() == pytest.approx(found.mean(0).max().item(), abs=0.12)
-
-
-def test_the_masked_canvas_masks_all():
-    assert masked_once_more(ORDER, "masked", 0).all()
 
 
 # -- the policies ------------------------------------------------------------------------------------------------------
@@ -163,14 +149,17 @@ def drawings(policy: Policy, sampling: Sampling) -> list[Tokens]:
     return [action for action in found if isinstance(action, Tokens)]
 
 
-def relaxed(
-    policy: Policy, sampling: Sampling, temperature: float = 1.0, canvas: RelaxedCanvas = "round"
-) -> list[Context]:
-    """The question about each drawing, relaxed."""
+def relaxed(policy: Policy, sampling: Sampling, temperature: float = 1.0, whole: bool = False) -> list[Context]:
+    """The question about each drawing, relaxed; with `whole` through the canvas of its first round, all masked."""
     return [
-        Context((Relaxed(prompt, drawing, temperature, seed, canvas), QUESTION))
+        Context((Relaxed(prompt, drawing, temperature, first_rounds(drawing)[0] if whole else seed), QUESTION))
         for seed, (prompt, drawing) in enumerate(zip(PROMPTS, drawings(policy, sampling), strict=True))
     ]
+
+
+def first_rounds(drawing: Tokens) -> list[int]:
+    """Seeds whose canvas is that of the drawing's first round."""
+    return [seed for seed in range(2000) if masked_once_more(drawing.order, seed).all()]
 
 
 def hard(policy: Policy, sampling: Sampling) -> list[Context]:
@@ -202,14 +191,14 @@ def drawing_side(policy: Policy, found: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_relaxed_drawing_reads_as_the_drawing_itself(family: Policy, case: str):
     with torch.no_grad():
         expected = family.nll(hard(family, SAMPLINGS[case]), ["red"] * 2)
-        for canvas in CANVASES:
-            found = family.nll(relaxed(family, SAMPLINGS[case], canvas=canvas), ["red"] * 2)
+        for whole in (False, True):
+            found = family.nll(relaxed(family, SAMPLINGS[case], whole=whole), ["red"] * 2)
             torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("case", SAMPLINGS)
 def test_the_answers_gradient_reaches_the_drawing_side_and_vanishes_where_the_path_is_cut(family: Policy, case: str):
-    _, through = gradients(family, relaxed(family, SAMPLINGS[case], canvas="masked"))
+    _, through = gradients(family, relaxed(family, SAMPLINGS[case], whole=True))
     largest = max(g.abs().max() for g in through.values())
     side = drawing_side(family, through)
     assert side
@@ -229,10 +218,10 @@ def test_frozen_parts_let_the_gradient_through(make_policy: Callable[..., Janus]
 
 
 def test_each_drawing_is_relaxed_by_itself(family: Policy):
-    """Batches of one and of both, of two samplings, temperatures and canvases, give the same gradients."""
+    """Batches of one and of both, of two samplings and temperatures, give the same gradients."""
     one, two = (
         relaxed(family, SAMPLINGS["plain"])[0],
-        relaxed(family, SAMPLINGS["guided"], temperature=0.5, canvas="random")[1],
+        relaxed(family, SAMPLINGS["guided"], temperature=0.5)[1],
     )
     loss, together = gradients(family, [one, two])
     losses, apart = zip(*(gradients(family, [context]) for context in (one, two)), strict=True)
@@ -247,9 +236,10 @@ def test_each_drawing_is_relaxed_by_itself(family: Policy):
 
 def test_the_seed_is_the_noise(family: Policy):
     prompt, drawing = PROMPTS[0], drawings(family, Sampling())[0]
+    one, other_seed = first_rounds(drawing)[:2]  # of one canvas
     found = [
-        drawing_side(family, gradients(family, [Context((Relaxed(prompt, drawing, 1.0, s, "masked"), QUESTION))])[1])
-        for s in (3, 3, 4)
+        drawing_side(family, gradients(family, [Context((Relaxed(prompt, drawing, 1.0, s), QUESTION))])[1])
+        for s in (one, one, other_seed)
     ]
     name = next(iter(found[0]))
     same, again, other = (side[name] for side in found)
@@ -268,12 +258,14 @@ def published_logits(policy: ShowO, prompt: Context, canvas: Tensor) -> Tensor:
     return logits[-layout.image_tokens - 1 : -1, layout.first_image : layout.mask]
 
 
-@pytest.mark.parametrize("canvas", CANVASES)
-def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, canvas: RelaxedCanvas):
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, whole: bool):
     """dL/d(one-hot) of the question about the drawing, times the one-hots' softmax over the drawing's logits."""
-    sampling, temperature, seed = SAMPLINGS["guided"], 0.7, 5
+    sampling, temperature = SAMPLINGS["guided"], 0.7
     layout, codes = showo.layout, drawings(showo, sampling)[0]
-    hidden = masked_once_more(codes.order, canvas, seed)
+    seed = first_rounds(codes)[0] if whole else 5
+    hidden = masked_once_more(codes.order, seed)
+    assert hidden.all() == whole
     answer = showo.encode(["red"])[0].ids.tolist()
     ids = layout.answering((codes.ids + layout.first_image).tolist(), showo._ids(question(QUESTION)))
     start = len(ids)
@@ -298,7 +290,7 @@ def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, 
     trained = {name: p for name, p in showo.network.named_parameters() if p.requires_grad}
     expected = torch.autograd.grad((z[hidden] * to_logits).sum(), list(trained.values()), allow_unused=True)
 
-    _, through = gradients(showo, [Context((Relaxed(PROMPTS[0], codes, temperature, seed, canvas), QUESTION))])
+    _, through = gradients(showo, [Context((Relaxed(PROMPTS[0], codes, temperature, seed), QUESTION))])
     _, cut = gradients(showo, hard(showo, sampling)[:1])
     largest = max(g.abs().max() for g in expected if g is not None)
     assert largest > 1e-4
@@ -309,7 +301,7 @@ def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, 
 
 def test_the_gradient_through_clip_is_that_of_the_processors_own_pixels(showo_clip: ShowO):
     """The differentiable painting is what the tower reads but for the rounding to bytes."""
-    part = relaxed(showo_clip, Sampling(), canvas="masked")[0].parts[0]
+    part = relaxed(showo_clip, Sampling(), whole=True)[0].parts[0]
     assert isinstance(part, Relaxed)
     tokenizer = showo_clip.network.image_tokenizer
     pixels = showo_clip._pixels([part])

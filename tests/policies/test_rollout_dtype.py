@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unison import recipes
-from unison.config import ObjectiveConfig, OptimConfig, RunConfig
+from unison.config import ObjectiveConfig, RunConfig, ScoringConfig
 from unison.objectives.grpo import grpo, sampling_difference
 from unison.policies.decoding import causal
 from unison.policies.janus.policy import Janus
@@ -71,9 +71,9 @@ def test_old_log_probabilities_are_those_of_sampling_unless_they_are_to_be_compu
 ) -> None:
     policy = make_policy()
     replies = policy.write(CONTEXTS, Sampling(max_tokens=4), range(2))
-    for scored, reply in zip(policy.select(replies, OptimConfig(), 0), replies, strict=True):
+    for scored, reply in zip(policy.select(replies, ScoringConfig(), 0), replies, strict=True):
         assert scored.old_logp is reply.logp
-    for scored in policy.select(replies, OptimConfig(old_logp="recomputed"), 0):
+    for scored in policy.select(replies, ScoringConfig(old_logp="recomputed"), 0):
         assert scored.old_logp is None
 
 
@@ -96,7 +96,8 @@ def test_the_log_shows_what_sampling_and_scoring_disagree_by(old: str, tmp_path:
     config = replace(
         recipe,
         policy=replace(recipe.policy, rollout_dtype="bfloat16"),
-        optim=replace(recipe.optim, items_per_step=1, micro_batch_items=1, old_logp=old),
+        step=replace(recipe.step, items=1, micro_batch_items=1),
+        scoring=replace(recipe.scoring, old_logp=old),
         out=tmp_path,
         trackers=(),
     )

@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.learning import algorithms as benchmark
 from tests.training.test_train_latents import (
     CONTEXTS,
+    DRAWN,
     GUIDED,
     Sketcher,
     begin,
@@ -31,7 +32,7 @@ from tests.training.test_train_latents import (
     write_items,
 )
 from unison.cli import main as cli
-from unison.config import AdvantageConfig, ObjectiveConfig, OptimConfig, RunConfig
+from unison.config import AdvantageConfig, ObjectiveConfig, RunConfig, ScoringConfig
 from unison.evaluation.held_out import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
@@ -45,7 +46,7 @@ from unison.scenarios.rollout import groups_of, most_telling
 from unison.training.trainer import Trainer
 from unison.types import Context, Item, Latents, Sampling, Tokens, Trajectory, Turn, TurnBatch
 
-PLAIN = replace(GUIDED, guidance=1.0)
+PLAIN = replace(DRAWN, guidance=1.0)
 LATENT = ("mixgrpo", "dancegrpo", "diffusion-nft", "diffusion-dpo")
 
 
@@ -191,7 +192,7 @@ def sketcher() -> Sketcher:
 
 def noised(sketcher: Sketcher, rounds: int = 0, seed: int = 0) -> list[Latents]:
     drawings = sketcher.draw(CONTEXTS[:2], replace(PLAIN, sde="ode"), range(2))
-    scored = sketcher.select(drawings, OptimConfig(scoring="noised", scored_rounds=rounds), seed)
+    scored = sketcher.select(drawings, ScoringConfig(drawings="noised", rounds=rounds), seed)
     assert all(s.old_logp is None and s.counted.all() for s in scored)
     return [cast(Latents, s.action) for s in scored]
 
@@ -223,7 +224,7 @@ def test_some_levels_are_scored_with_weights_that_make_up_for_the_others(sketche
     assert [int(d.mask.sum()) for d in given] == [2, 2]
     scores = sketcher(CONTEXTS[:2], given)
     assert all(torch.equal(score != 0, d.mask) for score, d in zip(scores, given, strict=True))
-    drawing, settings = sketcher.draw(CONTEXTS[:1], PLAIN, [0]), OptimConfig(scoring="noised", scored_rounds=2)
+    drawing, settings = sketcher.draw(CONTEXTS[:1], PLAIN, [0]), ScoringConfig(drawings="noised", rounds=2)
     drawn = torch.stack([sketcher.select(drawing, settings, seed)[0].share for seed in range(300)])
     assert (drawn.mean(0) - 1).abs().max() < 0.25
 
@@ -267,7 +268,7 @@ def test_a_moving_reference_follows_the_trained_weights(sketcher: Sketcher) -> N
 
 
 def latent_run(items: Path, out: Path, algorithm: str, **changes: Any) -> RunConfig:
-    base = configuration(items, out, optim__learning_rate=3e-3, scenario__image=PLAIN)
+    base = configuration(items, out, optim__learning_rate=3e-3, scenario__image=replace(GUIDED, guidance=1.0))
     run = trained_by(base, algorithm)
     assert isinstance(run, RunConfig)
     for field, value in changes.items():
@@ -323,7 +324,7 @@ def path(trajectory: Trajectory) -> Tensor:
 @pytest.mark.parametrize("algorithm", ["diffusion-nft", "diffusion-dpo"])
 def test_micro_batches_leave_loss_and_gradient_unchanged(start: Callable[..., Trainer], algorithm: str) -> None:
     rows = [
-        metrics(start(f"{size}", algorithm, optim__micro_batch_items=size, optim__steps=2).train()) for size in (1, 4)
+        metrics(start(f"{size}", algorithm, step__micro_batch_items=size, optim__steps=2).train()) for size in (1, 4)
     ]
     for one, all_ in zip(*rows, strict=True):
         assert one["grad_norm"] == pytest.approx(all_["grad_norm"], rel=1e-3)
@@ -350,7 +351,7 @@ from tests.recipes.test_algorithms import latent_run
 from tests.training.test_train_latents import begin, make
 unison.training.trainer.load_policy = lambda config: make()
 items, out, algorithm = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-begin(latent_run(items, out, algorithm, optim__refills=1)).train()
+begin(latent_run(items, out, algorithm, step__refills=1)).train()
 """
 
 
@@ -394,7 +395,7 @@ def equal_for(ids: set[str]) -> Callable[..., list[float | None]]:
 
 
 def test_groups_of_equal_rewards_make_room_for_others(start: Callable[..., Trainer]) -> None:
-    trainer = start("run", "mixgrpo", optim__items_per_step=2, optim__micro_batch_items=2, optim__refills=3)
+    trainer = start("run", "mixgrpo", step__items=2, step__micro_batch_items=2, step__refills=3)
     trainer.step = 1
     order = [t.item.id for _ in range(4) for t in trainer.experience.sample(trainer.step)[::4]]
     assert len(set(order)) == 8
@@ -408,7 +409,7 @@ def test_groups_of_equal_rewards_make_room_for_others(start: Callable[..., Train
 
 
 def test_refills_are_bounded_and_equal_groups_then_fill_the_batch(start: Callable[..., Trainer]) -> None:
-    trainer = start("run", "mixgrpo", optim__items_per_step=2, optim__micro_batch_items=2, optim__refills=2)
+    trainer = start("run", "mixgrpo", step__items=2, step__micro_batch_items=2, step__refills=2)
     trainer.rewards["jpeg_compressible"] = lambda ts, policy: [1.0] * len(ts)
     row = metrics(trainer.train())[0]
     assert row["groups/discarded"] == 4
@@ -417,7 +418,7 @@ def test_refills_are_bounded_and_equal_groups_then_fill_the_batch(start: Callabl
 
 
 def test_a_step_draws_no_item_twice(start: Callable[..., Trainer]) -> None:
-    trainer = start("run", "mixgrpo", optim__refills=5)  # 6 rollouts of 4 of the 8 items there are
+    trainer = start("run", "mixgrpo", step__refills=5)  # 6 rollouts of 4 of the 8 items there are
     trainer.rewards["jpeg_compressible"] = lambda ts, policy: [1.0] * len(ts)
     trainer.step = 1
     kept, _, discarded = trainer.experience.collect(trainer.step)
@@ -427,7 +428,7 @@ def test_a_step_draws_no_item_twice(start: Callable[..., Trainer]) -> None:
 
 def test_a_run_with_refills_resumes_bit_for_bit(start: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.training.test_train_latents.brightness", equal_for({"0", "3", "5"}))
-    changes = {"optim__items_per_step": 2, "optim__micro_batch_items": 2, "optim__refills": 2}
+    changes = {"step__items": 2, "step__micro_batch_items": 2, "step__refills": 2}
     stopped_and_resumed(start, "dancegrpo", **changes)
 
 
@@ -450,7 +451,8 @@ def test_an_algorithm_changes_no_more_of_a_run_than_how_it_learns(name: str) -> 
         rewards=after.rewards,
         scenario=after.scenario,
         objective=ours(after),
-        optim=plain(after),
+        step=replace(after.step, refills=0),
+        scoring=replace(after.scoring, drawings="rounds"),
     )
     assert summary(name)
 
@@ -460,14 +462,10 @@ def ours(run: RunConfig) -> ObjectiveConfig:
     return replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
 
 
-def plain(run: RunConfig) -> OptimConfig:
-    return replace(run.optim, refills=0, scoring="rounds")
-
-
 def test_a_chain_is_trained_by_an_algorithm_stage_by_stage() -> None:
     chain = trained_by(find("corl/tiny")(), "dr-grpo")
     assert isinstance(chain, tuple)
-    assert all(not stage.config.advantage.divide_by_std for stage in chain)
+    assert all(stage.config.advantage.kind == "mean" for stage in chain)
     assert [stage.config.objective.kl_beta for stage in chain] == [0.0, 0.02, 0.02, 0.02]  # the recipe's
 
 
@@ -536,16 +534,16 @@ def test_objectives_of_states_refuse_a_scenario_that_writes(start: Callable[...,
     ("algorithm", "changes", "message"),
     [
         ("diffusion-nft", {"scenario__image": GUIDED}, r"scenario\.image\.guidance = 2\.5.*1 with 'nft'"),
-        ("diffusion-nft", {"optim__scoring": "rounds"}, r"optim\.scoring = 'rounds'.*'noised' with 'nft'"),
+        ("diffusion-nft", {"scoring__drawings": "rounds"}, r"scoring\.drawings = 'rounds'.*'noised' with 'nft'"),
         ("diffusion-nft", {"objective__kl_beta": 0.1}, r"objective\.kl_beta, image_kl_beta = \(0\.1, None\)"),
         ("diffusion-nft", {"objective__reference_decay": 1.5}, r"reference_decay = 1\.5.*between 0 and 1"),
         ("diffusion-nft", {"objective__beta": 0.0}, r"objective\.beta = 0\.0.*above 0"),
-        ("diffusion-dpo", {"optim__scored_rounds": 2}, r"optim\.scored_rounds = 2.*every level"),
-        ("diffusion-dpo", {"optim__micro_batch_images": 3}, r"optim\.micro_batch_images = 3.*0: 'dpo' compares"),
+        ("diffusion-dpo", {"scoring__rounds": 2}, r"scoring\.rounds = 2.*every level"),
+        ("diffusion-dpo", {"step__micro_batch_images": 3}, r"step\.micro_batch_images = 3.*0: 'dpo' compares"),
         ("diffusion-dpo", {"advantage__kind": "group"}, r"advantage\.kind = 'group'.*'pair' with 'dpo'"),
         ("mixgrpo", {"advantage__kind": "pair"}, r"advantage\.kind = 'pair'.*'pair' with 'dpo' alone"),
         ("mixgrpo", {"objective__reference_decay": 0.5}, r"reference_decay = 0\.5.*has no reference"),
-        ("mixgrpo", {"optim__refills": -1}, r"optim\.refills = -1"),
+        ("mixgrpo", {"step__refills": -1}, r"step\.refills = -1"),
     ],
 )
 def test_settings_that_cannot_work_are_said(
@@ -557,8 +555,8 @@ def test_settings_that_cannot_work_are_said(
 
 def test_refills_need_siblings_that_are_compared() -> None:
     run = corl.tiny_cold_start()
-    with pytest.raises(ValueError, match=r"optim\.refills = 1.*0 where siblings are not compared"):
-        replace(run, optim=replace(run.optim, refills=1))
+    with pytest.raises(ValueError, match=r"step\.refills = 1.*0 where siblings are not compared"):
+        replace(run, step=replace(run.step, refills=1))
 
 
 # -- overlong replies -------------------------------------------------------------------------------------------------
@@ -609,7 +607,7 @@ def test_a_model_that_draws_by_denoising_is_trained_and_tabled(
     metaquery: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metaquery.save(tmp_path / "model")
-    small = ("--optim.steps=1", "--optim.items-per-step=2", "--optim.micro-batch-items=1", "--evaluation.items=6")
+    small = ("--optim.steps=1", "--step.items=2", "--step.micro-batch-items=1", "--evaluation.items=6")
     benchmark.main(
         benchmark.Args(
             tables=("denoising",),
@@ -618,7 +616,7 @@ def test_a_model_that_draws_by_denoising_is_trained_and_tabled(
             reward="jpeg_incompressible",
             out=tmp_path / "runs",
             workers=1,
-            options=(*small, "--evaluation.gallery=0"),
+            options=small,
         )
     )
     assert "| diffusion-nft | 0." in capsys.readouterr().out

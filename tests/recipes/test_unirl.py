@@ -27,7 +27,7 @@ def test_training_sees_neither_judge_nor_picture(name: str) -> None:
 @pytest.mark.parametrize(("model", "drawings"), [("janus", 60 * 96), ("showo", 20 * 128)])
 def test_the_tiny_variants_of_a_model_draw_equally_often_in_equal_steps(model: str, drawings: int) -> None:
     runs = [RUNS[f"unirl/tiny-{model}-{method}"] for method in SCENARIO_NAMES]
-    assert {r.optim.steps * r.optim.items_per_step * r.scenario.group_size for r in runs} == {drawings}
+    assert {r.optim.steps * r.step.items * r.scenario.group_size for r in runs} == {drawings}
     assert len({r.optim.steps for r in runs}) == 1
 
 
@@ -35,16 +35,17 @@ def test_the_tiny_variants_of_a_model_draw_equally_often_in_equal_steps(model: s
 def test_the_tiny_models_differ_in_model_drawing_question_and_batch_alone(method: str) -> None:
     janus, showo = (RUNS[f"unirl/tiny-{model}-{method}"] for model in ("janus", "showo"))
     assert showo.policy.path == "assets/tiny-showo"
-    assert showo.data.asked == "count"
+    assert showo.data.train == showo.data.eval == "world:counts"
     assert showo.out != janus.out
-    batch = ("steps", "items_per_step", "micro_batch_items", "scored_rounds")
     same = replace(
         janus,
         recipe=showo.recipe,
         policy=showo.policy,
         scenario=replace(janus.scenario, image=showo.scenario.image),
-        data=replace(janus.data, asked="count"),
-        optim=replace(janus.optim, **{name: getattr(showo.optim, name) for name in batch}),
+        data=replace(janus.data, train="world:counts", eval="world:counts"),
+        step=replace(janus.step, items=showo.step.items, micro_batch_items=showo.step.micro_batch_items),
+        scoring=replace(janus.scoring, rounds=showo.scoring.rounds),
+        optim=replace(janus.optim, steps=showo.optim.steps),
         out=showo.out,
     )
     assert same == showo
@@ -65,9 +66,9 @@ def test_show_o_has_the_papers_numbers(size: int) -> None:
         assert (run.scenario.image.guidance, run.scenario.image.rounds) == (6.0, 50)
         assert run.data.train == "prompts"
     assert 3 <= grpo.scenario.group_size <= 6
-    assert 0 < grpo.optim.scored_rounds < 50
+    assert 0 < grpo.scoring.rounds < 50
     assert sft.scenario.group_size == 1
-    assert sft.optim.items_per_step == grpo.optim.items_per_step * grpo.scenario.group_size
+    assert sft.step.items == grpo.step.items * grpo.scenario.group_size
 
 
 def test_a_recipe_is_found_by_the_name_it_carries() -> None:

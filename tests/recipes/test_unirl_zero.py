@@ -21,7 +21,7 @@ from unison.rewards import load_rewards
 from unison.scenarios import SCENARIOS
 from unison.training import chain
 from unison.training.trainer import Trainer
-from unison.types import Sampling
+from unison.types import TextSampling
 
 NAMES = [name for name in recipes.RECIPES if name.startswith("unirl-zero/")]
 TINY = [name for name in NAMES if "/tiny-" in name]
@@ -49,7 +49,7 @@ def rl(name: str) -> RunConfig:
 def test_published_sizes_have_the_papers_numbers(name: str) -> None:
     run = rl(name)
     assert run.policy.path == JOINT
-    assert (run.scenario.group_size, run.optim.items_per_step, run.advantage.clamp) == (8, 8, 5.0)
+    assert (run.scenario.group_size, run.step.items, run.advantage.clamp) == (8, 8, 5.0)
     image = run.scenario.image
     assert (image.steps, image.shift, image.noise_level, image.sde) == (10, 3.0, 0.7, "flow_grpo")
     assert (image.guidance, image.source_guidance) == ((3.0, 1.0) if name == "edit" else (3.5, 1.0))
@@ -68,7 +68,7 @@ def test_published_rates_and_weights_are_the_papers() -> None:
     assert rl("jpeg-compressible").rewards == {"jpeg_kilobytes": -1 / 500}
     assert rl("jpeg-incompressible").rewards == {"jpeg_kilobytes": 1.0}
     start = stages("unirl-zero/think")[0]
-    assert start.optim.steps * start.optim.items_per_step == pytest.approx(10_000, rel=0.01)
+    assert start.optim.steps * start.step.items == pytest.approx(10_000, rel=0.01)
 
 
 def test_a_recipe_is_found_by_the_name_it_carries() -> None:
@@ -175,15 +175,16 @@ def small(run: RunConfig, folder: Path) -> RunConfig:
     scenario = replace(
         run.scenario,
         group_size=min(run.scenario.group_size, 2),
-        text=Sampling(max_tokens=6),
+        text=TextSampling(max_tokens=6),
         image=replace(run.scenario.image, steps=2, noisy_steps=()),
     )
     return replace(
         run,
         policy=replace(run.policy, path=str(folder)),
         scenario=scenario,
-        optim=replace(run.optim, steps=2, items_per_step=2, micro_batch_items=2, warmup_steps=0),
-        evaluation=EvalConfig(items=3, gallery=1, rewards=run.evaluation.rewards),
+        step=replace(run.step, items=2, micro_batch_items=2),
+        optim=replace(run.optim, steps=2, warmup_steps=0),
+        evaluation=EvalConfig(items=3, rewards=run.evaluation.rewards),
         trackers=(),
     )
 
@@ -209,7 +210,7 @@ def test_a_tiny_recipe_trains_evaluates_and_saves(name: str, folder: Path, tmp_p
             assert row["skipped_step"] == 0
             assert row["grad_norm"] > 0 or row["constant_step"] == 1
     record = evaluated(placed[-1].out)
-    assert (record["drawing_correct"] is None) is (placed[-1].data.world in ("puzzles", "steps"))
+    assert (record["drawing_correct"] is None) is (placed[-1].data.eval in ("world:puzzles", "world:steps"))
     assert all(record[f"reward/{reward}"] is not None for reward in placed[-1].evaluation.rewards)
 
 

@@ -27,7 +27,7 @@ from unison.recipes import corl
 from unison.rewards import READ_POLICY, load_rewards, score
 from unison.rewards.remote import wire
 from unison.rewards.remote.ahead import Ahead
-from unison.rewards.remote.client import TOKEN, RemoteReward
+from unison.rewards.remote.client import REQUESTS, ROWS, TOKEN, RemoteReward
 from unison.rewards.remote.http import ClientError
 from unison.rewards.remote.server import build, load, serve
 from unison.training.trainer import Trainer
@@ -78,8 +78,8 @@ def start() -> Iterator[Start]:
         thread.join(10)
 
 
-def remote(address: str, config: RemoteConfig = QUICK) -> RemoteReward:
-    return replace(RemoteReward.parse(address, config).checked(), backoff=0.01)
+def remote(address: str, config: RemoteConfig = QUICK, rows: int = ROWS, workers: int = REQUESTS) -> RemoteReward:
+    return replace(replace(RemoteReward.parse(address, config), rows=rows, workers=workers).checked(), backoff=0.01)
 
 
 def length(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
@@ -131,7 +131,7 @@ def test_values_equal_those_of_the_reward_itself(name: str, start: Start) -> Non
     pictures = [SQUARE, render((Object("circle", "red", 0, 0),))]
     rows = [Trajectory(item, (), ("<think>a</think><answer>b</answer>",), (p,)) for item in items for p in pictures]
     rows.append(Trajectory(items[0], ()))
-    values = remote(start(**{name: reward}), replace(QUICK, rows=2))(rows, None)
+    values = remote(start(**{name: reward}), rows=2)(rows, None)
     assert values == reward(rows, None)
     assert values[-1] is None, "what cannot be judged travels as null"
     assert len({*values}) > 1 or name == "format"
@@ -145,7 +145,7 @@ def test_requests_that_wait_are_judged_together_and_keep_their_order(start: Star
         time.sleep(0.05)
         return length(trajectories, policy)
 
-    reward = remote(start(ServeConfig(batch=8), slow=slow), replace(QUICK, rows=1))
+    reward = remote(start(ServeConfig(batch=8), slow=slow), rows=1)
     rows = said(*("x" * i for i in range(40)))
     assert reward(rows, None) == [i / 10 for i in range(40)]
     assert sum(sizes) == 40
@@ -276,7 +276,7 @@ def test_a_queue_that_is_full_sends_clients_away_until_there_is_room(start: Star
 
     address = start(ServeConfig(batch=1, queue=2), slow=slow)
     refusals: list[httpx2.Response] = []
-    reward = remote(address, replace(QUICK, rows=1, requests=6, patience=60))
+    reward = remote(address, replace(QUICK, patience=60), rows=1, workers=6)
     refusal = reward._refusal
     reward._refusal = lambda response: refusals.append(response) or refusal(response)
     assert reward(said(*("x" * i for i in range(6))), None) == [i / 10 for i in range(6)]
@@ -419,15 +419,15 @@ def await_port(port: int, listens: bool) -> None:
 def short(out: Path, reward: str, **remote: Any) -> RunConfig:
     """Three steps of the tiny recipe in two chunks each."""
     config = corl.tiny_unified()
-    optim = replace(config.optim, steps=3, items_per_step=4, micro_batch_items=2, rollout_items=2, warmup_steps=0)
     return replace(
         config,
         out=out,
         rewards={reward: 1.0},
         remote=RemoteConfig(**remote),
-        optim=optim,
+        step=replace(config.step, items=4, micro_batch_items=2, rollout_items=2),
+        optim=replace(config.optim, steps=3, warmup_steps=0),
         scenario=replace(config.scenario, name="t2i", group_size=4),
-        evaluation=replace(config.evaluation, items=6, every=0, gallery=2),
+        evaluation=replace(config.evaluation, items=6, every=0),
         trackers=(),
     )
 

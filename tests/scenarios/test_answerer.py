@@ -20,9 +20,9 @@ from unison.rewards.text import accuracy
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.training.trainer import Trainer
-from unison.types import Item, Sampling, Tokens, Trajectory
+from unison.types import ImageSampling, Item, Sampling, TextSampling, Tokens, Trajectory
 
-CONFIG = ScenarioConfig("self_improve", 3, text=Sampling(max_tokens=5), image=Sampling(guidance=2.0, rounds=4))
+CONFIG = ScenarioConfig("self_improve", 3, text=TextSampling(max_tokens=5), image=ImageSampling(guidance=2.0, rounds=4))
 ITEMS = [Item(name, prompt=prompt, question="What is it?", answer="red") for name, prompt in (("1", "a"), ("2", "b"))]
 
 
@@ -65,7 +65,7 @@ def test_the_reference_reads_the_drawings_of_the_policy(pair: tuple[Policy, Poli
         assert torch.equal(tokens(a, 0), tokens(b, 0))
     contexts = [t.turns[1].context for t in own]
     with torch.no_grad():
-        said = first.decode(first.write(contexts, CONFIG.text, Seeds(0, 0).of(ITEMS, 3, "write")))
+        said = first.decode(first.write(contexts, Sampling.of(CONFIG.text), Seeds(0, 0).of(ITEMS, 3, "write")))
     assert texts(judged) == said
     assert texts(own) != said
 
@@ -130,8 +130,9 @@ def small(checkpoint: Path, out: Path, answerer: Any) -> RunConfig:
         run,
         policy=PolicyConfig(str(checkpoint)),
         scenario=replace(CONFIG, group_size=4, answerer=answerer),
-        optim=replace(run.optim, steps=2, items_per_step=2, micro_batch_items=2, warmup_steps=0),
-        evaluation=EvalConfig(items=2, gallery=0, own_drawings=True, rewards=("jpeg_compressible",)),
+        step=replace(run.step, items=2, micro_batch_items=2),
+        optim=replace(run.optim, steps=2, warmup_steps=0),
+        evaluation=EvalConfig(items=2, own_drawings=True, rewards=("jpeg_compressible",)),
         trackers=(),
         out=out,
     )

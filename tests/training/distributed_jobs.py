@@ -23,7 +23,7 @@ from unison.config import PolicyConfig, RunConfig
 from unison.recipes import corl
 from unison.training.distributed import leave, whole_tensor
 from unison.training.trainer import Trainer
-from unison.types import Sampling, Tokens, Trajectory
+from unison.types import Sampling, TextSampling, Tokens, Trajectory
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,20 @@ def configuration(job: Job) -> RunConfig:
     config = replace(
         config,
         policy=PolicyConfig(job.checkpoint),
-        scenario=replace(config.scenario, group_size=2, text=Sampling(max_tokens=4), image=image),
+        scenario=replace(config.scenario, group_size=2, text=TextSampling(max_tokens=4), image=image),
         rewards={"world": 1.0},
         reward_normalisation="running",
         objective=replace(config.objective, kl_beta=0.1),
+        step=replace(config.step, items=4, micro_batch_items=2),
         optim=replace(
             config.optim,
             steps=3,
-            items_per_step=4,
-            micro_batch_items=2,
             warmup_steps=0,
             learning_rate=1e-5,
             part_learning_rates={"norm": 1e-6},
             max_grad_norm=0.5,
         ),
-        evaluation=replace(config.evaluation, items=2, during_items=2, every=0, gallery=0),
+        evaluation=replace(config.evaluation, items=2, during_items=2, every=0),
         distributed=replace(config.distributed, strategy=job.strategy, timeout=120.0),
         checkpoint_every=1,
         trackers=(),

@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 
 from tests.training.distributed_jobs import Job, run, write
 from tests.training.test_train_latents import make
-from unison.config import DistributedConfig
-from unison.config.checks import teams_of
+from unison.config import DistributedConfig, teams_of
 from unison.recipes import corl
 from unison.training.distributed import FOREIGN, Processes, placed, start
 
@@ -132,7 +131,7 @@ def test_adapters_beside_frozen_weights_take_the_same_steps(saved: Callable[[str
 
 @pytest.mark.slow
 def test_processes_with_unequal_work_wait_for_one_another(saved: Callable[[str], str], tmp_path: Path) -> None:
-    uneven = {"optim__updates_per_rollout": 2, "optim__micro_batch_items": 1}
+    uneven = {"step__updates": 2, "step__micro_batch_items": 1}
     one = Job(saved("showo"), str(tmp_path / "one"), changes=uneven, abstains=True)
     run(one)
     assert {row["reward/abstained"] for row in metrics(one.out)} != {0.0}
@@ -242,15 +241,15 @@ def test_groups_that_cannot_be_split_are_named(changes: dict[str, int], shown: s
 
 def test_what_wants_a_group_in_one_place_is_named() -> None:
     split = replace(corl.tiny_unified(), distributed=DistributedConfig(processes_per_group=2))
-    with pytest.raises(ValueError, match=r"must be 1 with optim\.refills"):
-        replace(split, optim=replace(split.optim, refills=1))
+    with pytest.raises(ValueError, match=r"must be 1 with step\.refills"):
+        replace(split, step=replace(split.step, refills=1))
     with pytest.raises(ValueError, match=r"must be 1 with reward_normalisation = 'group'"):
         replace(split, reward_normalisation="group")
 
 
 def test_processes_over_which_a_step_does_not_divide_are_named() -> None:
     config = corl.tiny_unified()
-    with pytest.raises(ValueError, match=r"optim\.items_per_step = \d+: must be a multiple of the 7 processes"):
+    with pytest.raises(ValueError, match=r"step\.items = \d+: must be a multiple of the 7 processes"):
         teams_of(config, 7)
     split = replace(config, distributed=DistributedConfig(processes_per_group=2))
     assert teams_of(split, 4) == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.training.test_train import metrics, small, weights, with_varied_rewards
-from unison.config import OptimConfig
+from unison.config import ScoringConfig
 from unison.policies.janus.policy import Janus
 from unison.rewards import score
 from unison.training.guards import LEAST, NormGuard
@@ -72,8 +72,9 @@ def test_a_run_that_stops_for_bad_steps_goes_on_after_them(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as broken:
+        broken.setattr("unison.training.guards.MOST_BAD", 2)
         broken.setattr("unison.training.update.decision_shares", lambda mask, *_: mask * torch.nan)
-        trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
+        trainer = Trainer(small(checkpoint, tmp_path / "run"))
         with pytest.raises(
             RuntimeError, match=r"step 2: 2 times in a row .*saved in .*last: lower optim\.learning_rate"
         ):
@@ -97,7 +98,7 @@ def test_a_reward_that_is_not_a_number_is_named_with_the_item():
 def test_the_average_lags_behind_and_is_what_is_exported(checkpoint: Path, tmp_path: Path):
     from safetensors.torch import load_file
 
-    fields: dict[str, Any] = {"optim__ema_decay": 0.5, "optim__exported": "average", "optim__steps": 1}
+    fields: dict[str, Any] = {"optim__ema_decay": 0.5, "optim__steps": 1}
     trainer = with_varied_rewards(small(checkpoint, tmp_path / "run", **fields))
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     before = dict(trainer.policy.network.named_parameters())[name].detach().clone()
@@ -130,7 +131,6 @@ def test_average_and_guard_outlive_a_crash_bit_for_bit(checkpoint: Path, tmp_pat
     ("field", "value", "rule"),
     [
         ("ema_decay", 1.0, r"optim\.ema_decay = 1\.0: must be at least 0"),
-        ("exported", "average", r"optim\.exported = 'average': must be 'trained' with optim\.ema_decay = 0"),
         ("max_norm_ratio", 0.5, r"optim\.max_norm_ratio = 0\.5: must be above 1"),
     ],
 )
@@ -143,10 +143,11 @@ def test_settings_that_mean_nothing_are_refused(checkpoint: Path, tmp_path: Path
 
 
 def test_a_token_costs_two_operations_a_weight_to_sample_and_six_to_train(policy: Janus, tmp_path: Path):
-    config = small(Path("unused"), tmp_path, peak_flops=1e12)
+    config = small(Path("unused"), tmp_path)
     weights = matrix_weights(policy.decoder)
     assert weights == sum(p.numel() for p in policy.decoder.layers.parameters() if p.ndim == 2)
     trained = Throughput(config, policy)
+    trained.peak = 1e12
     assert trained.flops(tokens(10)) == 10 * weights * (2 + 6)
     assert trained.flops(tokens(10, guidance=5.0)) == 2 * 10 * weights * (2 + 6)
     row = Trajectory(Item(id="a"), (Turn(Context(("a",)), tokens(10)),))
@@ -158,10 +159,10 @@ def test_a_token_costs_two_operations_a_weight_to_sample_and_six_to_train(policy
 
 def test_rounds_that_are_not_scored_cost_nothing_in_the_update():
     masked = tokens(36, rounds=12)
-    assert scored_share(masked, OptimConfig()) == 1
-    assert scored_share(masked, OptimConfig(scored_rounds=3)) == pytest.approx(1 / 4)
-    assert scored_share(masked, OptimConfig(scoring="whole_canvas")) == pytest.approx(1 / 12)
-    assert scored_share(tokens(36, guidance=5.0, conditional=True), OptimConfig()) == pytest.approx(1 / 2)
+    assert scored_share(masked, ScoringConfig()) == 1
+    assert scored_share(masked, ScoringConfig(rounds=3)) == pytest.approx(1 / 4)
+    assert scored_share(masked, ScoringConfig(drawings="whole_canvas")) == pytest.approx(1 / 12)
+    assert scored_share(tokens(36, guidance=5.0, conditional=True), ScoringConfig()) == pytest.approx(1 / 2)
 
 
 def test_the_measured_peak_is_a_machines():
@@ -169,7 +170,7 @@ def test_the_measured_peak_is_a_machines():
 
 
 def test_a_profiled_run_leaves_a_trace_and_its_speed(checkpoint: Path, tmp_path: Path):
-    run = with_varied_rewards(small(checkpoint, tmp_path / "run", optim__steps=2, profile=1)).train()
+    run = with_varied_rewards(small(checkpoint, tmp_path / "run", optim__steps=2), profile=1).train()
     trace = json.loads(gzip.decompress((run / "profile" / "process0.json.gz").read_bytes()))
     assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
     rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]

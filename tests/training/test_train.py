@@ -37,13 +37,12 @@ def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
         "policy__path": str(checkpoint),
         "scenario__group_size": 4,
         "optim__steps": 3,
-        "optim__items_per_step": 4,
-        "optim__micro_batch_items": 2,
+        "step__items": 4,
+        "step__micro_batch_items": 2,
         "optim__warmup_steps": 0,
         "evaluation__items": 12,
         "evaluation__during_items": 6,
         "evaluation__every": 0,
-        "evaluation__gallery": 3,
         "trackers": (),
     } | changes
     for name, value in fields.items():
@@ -54,9 +53,9 @@ def small(checkpoint: Path, out: Path, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, out=out, scenario=dataclasses.replace(config.scenario, text=text))
 
 
-def with_varied_rewards(config: RunConfig, resume: bool = False) -> Trainer:
+def with_varied_rewards(config: RunConfig, resume: bool = False, profile: int = 0) -> Trainer:
     """A trainer whose rewards always differ within a group: random weights rarely earn any."""
-    trainer = Trainer(config, resume)
+    trainer = Trainer(config, resume, profile)
     trainer.rewards["world"] = lambda ts, policy: [float(t.turns[0].action.ids.float().mean()) for t in ts]
     return trainer
 
@@ -114,7 +113,7 @@ def test_the_first_ratio_is_one(checkpoint: Path, tmp_path: Path):
 
 def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_path: Path):
     def row(items: int, images: int) -> dict[str, float]:
-        batches = {"optim__micro_batch_items": items, "optim__micro_batch_images": images}
+        batches = {"step__micro_batch_items": items, "step__micro_batch_images": images}
         return metrics(Trainer(small(checkpoint, tmp_path / f"{items}-{images}", **batches, optim__steps=1)).train())[0]
 
     whole = row(4, 0)
@@ -125,7 +124,7 @@ def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_p
 
 
 def test_drawings_go_through_the_network_so_many_at_a_time(checkpoint: Path, tmp_path: Path):
-    trainer = Trainer(small(checkpoint, tmp_path / "run", optim__micro_batch_images=3, optim__steps=1))
+    trainer = Trainer(small(checkpoint, tmp_path / "run", step__micro_batch_images=3, optim__steps=1))
     score, passes = trainer.policy.forward, list[tuple[str, int]]()
 
     def counted(contexts: Any, actions: Any, *rest: Any) -> Any:
@@ -140,7 +139,7 @@ def test_drawings_go_through_the_network_so_many_at_a_time(checkpoint: Path, tmp
 
 def test_chunked_rollout_gives_the_same_step(checkpoint: Path, tmp_path: Path):
     rows = [
-        metrics(Trainer(small(checkpoint, tmp_path / str(size), optim__rollout_items=size, optim__steps=1)).train())[0]
+        metrics(Trainer(small(checkpoint, tmp_path / str(size), step__rollout_items=size, optim__steps=1)).train())[0]
         for size in (0, 1)
     ]
     assert rows[0]["reward/mean"] == pytest.approx(rows[1]["reward/mean"], abs=1e-6)
@@ -172,7 +171,8 @@ def test_kl_to_the_reference_is_zero_at_the_first_step_and_not_after(checkpoint:
 def test_a_gradient_that_is_not_finite_is_skipped_counted_and_stops_the_run_in_the_end(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    trainer = Trainer(small(checkpoint, tmp_path / "run", optim__max_bad_steps=2))
+    trainer = Trainer(small(checkpoint, tmp_path / "run"))
+    monkeypatch.setattr("unison.training.guards.MOST_BAD", 2)
     monkeypatch.setattr("unison.training.update.decision_shares", lambda mask, *_: mask * torch.nan)
     before = weights(trainer)
     with pytest.raises(RuntimeError, match=r"2 times in a row .*not finite.*optim\.learning_rate"):
@@ -213,9 +213,9 @@ def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: P
     ("changes", "message"),
     [
         ({"scenario__group_size": 1}, r"scenario\.group_size = 1.*at least 2"),
-        ({"optim__items_per_step": 5}, r"optim\.micro_batch_items = 2.*divisor"),
-        ({"optim__updates_per_rollout": 3}, r"optim\.updates_per_rollout = 3.*divisor"),
-        ({"optim__micro_batch_images": -1}, r"optim\.micro_batch_images = -1.*at least 0"),
+        ({"step__items": 5}, r"step\.micro_batch_items = 2.*divisor"),
+        ({"step__updates": 3}, r"step\.updates = 3.*divisor"),
+        ({"step__micro_batch_images": -1}, r"step\.micro_batch_images = -1.*at least 0"),
         ({"rewards": {}}, "rewards.*at least one"),
         ({"advantage__kind": "reward", "rewards": {}}, "rewards.*at least one"),
         ({"scenario__relax_temperature": 0.0}, r"scenario\.relax_temperature = 0.*above 0"),
@@ -257,8 +257,8 @@ def test_imitation_makes_the_shown_replies_and_drawings_likelier(checkpoint: Pat
         objective__name="sft",
         rewards={},
         optim__steps=6,
-        optim__items_per_step=12,
-        optim__micro_batch_items=6,
+        step__items=12,
+        step__micro_batch_items=6,
         optim__learning_rate=3e-3,
     )
     rows = metrics(Trainer(config).train())
@@ -277,7 +277,7 @@ def self_supervised(checkpoint: Path, out: Path, scenario: str, kind: str, **cha
         "advantage__kind": kind,
         "objective__name": "sft",
         "rewards": {"accuracy": 1.0} if kind == "reward" else {},
-        "optim__items_per_step": 4,
+        "step__items": 4,
     }
     return small(checkpoint, out, **(fields | changes))
 
@@ -300,7 +300,7 @@ def test_supervision_through_the_drawing_makes_true_answers_likelier(checkpoint:
 def test_micro_batches_leave_the_gradient_through_drawings_unchanged(checkpoint: Path, tmp_path: Path):
     norms = []
     for size in (1, 4):
-        changes = {"optim__micro_batch_items": size, "optim__steps": 1}
+        changes = {"step__micro_batch_items": size, "optim__steps": 1}
         run = Trainer(self_supervised(checkpoint, tmp_path / str(size), "self_sft", "constant", **changes)).train()
         norms.append(metrics(run)[0]["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
@@ -360,7 +360,7 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(checkpoint: Path, 
 @pytest.mark.slow
 def test_a_chain_hands_its_weights_on_and_goes_on_where_it_was_cut(checkpoint: Path, tmp_path: Path):
     out = tmp_path / "chain"
-    few = ["--optim.steps", "1", "--optim.items-per-step", "2", "--optim.micro-batch-items", "2"]
+    few = ["--optim.steps", "1", "--step.items", "2", "--step.micro-batch-items", "2"]
     few += ["--evaluation.items", "6", "--scenario.group-size", "2", "--scenario.text.max-tokens", "8"]
     few += ["--policy.path", str(checkpoint), "--out", str(out)]
     done = run_command([sys.executable, "-m", "unison", "train", "corl/tiny", *few, "--trackers"])

@@ -28,6 +28,8 @@ from unison.config import (
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    ScoringConfig,
+    StepConfig,
     WindowConfig,
     from_json,
     to_json,
@@ -38,11 +40,12 @@ from unison.policies.decisions import noising, sde, selection, tokens
 from unison.scenarios.common import Seeds, windowed
 from unison.training.optimizer import parameter_groups
 from unison.training.trainer import Trainer
-from unison.types import Action, Context, Item, Latents, Sampling, Selected, Tokens, Trajectory
+from unison.types import Action, Context, ImageSampling, Item, Latents, Sampling, Selected, Tokens, Trajectory
 
 SHAPE = (3, 8, 8)
 WORDS = 6
-GUIDED = Sampling(steps=5, guidance=2.5)
+GUIDED = ImageSampling(steps=5, guidance=2.5)
+DRAWN = Sampling.of(GUIDED)
 
 
 class Sketch(nn.Module):
@@ -119,12 +122,12 @@ class Sketcher(Policy):
         with torch.no_grad():
             return of_states(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
 
-    def select(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Selected]:
-        whole = super().select(actions, optim, seed)
-        if optim.scoring == "noised":
+    def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
+        whole = super().select(actions, scoring, seed)
+        if scoring.drawings == "noised":
             whole = noising.noised_alike(whole, seed)
         return [
-            selection.of_some_rounds(s, torch.arange(len(s.action)), s.action.path[0], optim.scored_rounds, seed)
+            selection.of_some_rounds(s, torch.arange(len(s.action)), s.action.path[0], scoring.rounds, seed)
             if isinstance(s.action, Latents)
             else s
             for s in whole
@@ -187,8 +190,9 @@ def configuration(items: Path, out: Path, **changes: Any) -> RunConfig:
         data=DataConfig(train=str(items), eval=str(items)),
         scenario=ScenarioConfig("t2i", group_size=4, image=GUIDED),
         rewards={"jpeg_compressible": 1.0},
-        optim=OptimConfig(steps=3, items_per_step=4, micro_batch_items=4, learning_rate=1e-3),
-        evaluation=EvalConfig(items=2, gallery=0),
+        step=StepConfig(items=4, micro_batch_items=4),
+        optim=OptimConfig(steps=3, learning_rate=1e-3),
+        evaluation=EvalConfig(items=2),
         out=out,
         trackers=(),
     )
@@ -260,21 +264,21 @@ def test_replayed_log_probabilities_are_the_sampled_ones(policy: Sketcher, guida
 
 
 def test_guidance_is_part_of_what_is_scored(policy: Sketcher):
-    (drawing,) = policy.draw(CONTEXTS[:1], GUIDED, [0])
-    (unguided,) = policy(CONTEXTS[:1], [replace(drawing, sampling=replace(GUIDED, guidance=1.0))])
+    (drawing,) = policy.draw(CONTEXTS[:1], DRAWN, [0])
+    (unguided,) = policy(CONTEXTS[:1], [replace(drawing, sampling=replace(DRAWN, guidance=1.0))])
     assert (unguided - drawing.logp).abs().max() > 1e-3
 
 
 def test_swapping_two_items_swaps_their_drawings(policy: Sketcher):
-    drawings = latents(policy.draw(CONTEXTS[1:3], GUIDED, [5, 6]))
-    swapped = latents(policy.draw(CONTEXTS[2:0:-1], GUIDED, [6, 5]))
+    drawings = latents(policy.draw(CONTEXTS[1:3], DRAWN, [5, 6]))
+    swapped = latents(policy.draw(CONTEXTS[2:0:-1], DRAWN, [6, 5]))
     for a, b in zip(drawings, reversed(swapped), strict=True):
         torch.testing.assert_close(a.path, b.path, atol=1e-5, rtol=1e-5)
     assert (drawings[0].path - drawings[1].path).abs().max() > 0.1
 
 
 def test_the_divergence_of_drawings_is_that_of_their_transitions(policy: Sketcher):
-    drawings = policy.draw(CONTEXTS, replace(GUIDED, noisy_steps=(0, 2)), range(6))
+    drawings = policy.draw(CONTEXTS, replace(DRAWN, noisy_steps=(0, 2)), range(6))
     policy.keep_reference()
     with torch.no_grad():
         for weight in policy.network.parameters():
@@ -321,8 +325,8 @@ def test_training_raises_what_is_rewarded(start: Callable[..., Trainer], changes
 
 def test_micro_batches_leave_loss_and_gradient_unchanged(start: Callable[..., Trainer]):
     fields: dict[str, Any] = {"optim__steps": 2, "objective__image_kl_beta": 0.1, "optim__learning_rate": 1e-2}
-    rows = [metrics(start(f"{size}", optim__micro_batch_items=size, **fields).train()) for size in (1, 2, 4)]
-    rows.append(metrics(start("images", optim__micro_batch_images=3, **fields).train()))
+    rows = [metrics(start(f"{size}", step__micro_batch_items=size, **fields).train()) for size in (1, 2, 4)]
+    rows.append(metrics(start("images", step__micro_batch_images=3, **fields).train()))
     for row in rows[1:]:
         for step in range(2):
             assert row[step]["grad_norm"] == pytest.approx(rows[0][step]["grad_norm"], rel=1e-4)
@@ -331,7 +335,7 @@ def test_micro_batches_leave_loss_and_gradient_unchanged(start: Callable[..., Tr
 
 
 def test_rollout_chunks_leave_the_step_unchanged(start: Callable[..., Trainer]):
-    rows = [metrics(start(f"{size}", optim__rollout_items=size, optim__steps=1).train())[0] for size in (0, 1)]
+    rows = [metrics(start(f"{size}", step__rollout_items=size, optim__steps=1).train())[0] for size in (0, 1)]
     assert rows[0]["reward/mean"] == pytest.approx(rows[1]["reward/mean"], abs=1e-5)
     assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-3)
 
@@ -345,11 +349,11 @@ def test_equal_rewards_change_no_weight(start: Callable[..., Trainer]):
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
-@pytest.mark.parametrize("kind", ["given", "sliding", "random"])
-def test_a_stopped_run_resumes_bit_for_bit(start: Callable[..., Trainer], kind: Any):
+@pytest.mark.parametrize("width", [0, 2])
+def test_a_stopped_run_resumes_bit_for_bit(start: Callable[..., Trainer], width: int):
     fields: dict[str, Any] = {
         "objective__image_kl_beta": 0.01,
-        "scenario__window": WindowConfig(kind, size=2, every=1),
+        "scenario__window": WindowConfig(width=width, every=1),
     }
     whole, resumed = whole_and_resumed(start, **fields)
     assert metrics(resumed.run) == metrics(whole.run)
@@ -380,8 +384,8 @@ def test_each_modality_has_its_own_divergence_weight(start: Callable[..., Traine
 
 
 def test_each_modality_has_its_own_clip_range(start: Callable[..., Trainer]):
-    fields: dict[str, Any] = {"scenario__name": "self_improve", "optim__steps": 1, "optim__updates_per_rollout": 4}
-    fields |= {"optim__micro_batch_items": 1, "optim__learning_rate": 1e-3}
+    fields: dict[str, Any] = {"scenario__name": "self_improve", "optim__steps": 1, "step__updates": 4}
+    fields |= {"step__micro_batch_items": 1, "optim__learning_rate": 1e-3}
     narrow = metrics(start("narrow", objective__image_clip=1e-5, **fields).train())[0]
     wide = metrics(start("wide", **fields).train())[0]
     assert narrow["image/clip_fraction"] > 0.1
@@ -405,24 +409,24 @@ def test_one_advantage_trains_words_and_drawings_at_rates_of_their_own(start: Ca
 
 
 def test_scoring_a_part_of_the_steps_leaves_the_gradient_unbiased(policy: Sketcher):
-    drawings = policy.draw(CONTEXTS, GUIDED, range(6))
+    drawings = policy.draw(CONTEXTS, DRAWN, range(6))
     advantages = torch.linspace(-1, 1, 6)
 
     def gradient(rounds: int, seed: int) -> Tensor:
-        scored = policy.select(drawings, OptimConfig(scored_rounds=rounds), seed)
+        scored = policy.select(drawings, ScoringConfig(rounds=rounds), seed)
         logps = policy(CONTEXTS, [s.action for s in scored])
         loss = sum(a * (s.share * p).sum() for a, s, p in zip(advantages, scored, logps, strict=True))
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*policy.network.paint.parameters()])])  # type: ignore[union-attr,arg-type]
 
     whole, parts = gradient(0, 0), torch.stack([gradient(2, seed) for seed in range(200)])
-    assert all(s.action.mask.sum() == 2 for s in policy.select(drawings, OptimConfig(scored_rounds=2), 0))
+    assert all(s.action.mask.sum() == 2 for s in policy.select(drawings, ScoringConfig(rounds=2), 0))
     error = (parts.mean(0) - whole).norm() / whole.norm()
     assert error < 3 * (parts.std(0) / 200**0.5).norm() / whole.norm()
     assert error < 0.2
 
 
 def test_a_part_of_the_steps_is_trained_on_request(start: Callable[..., Trainer]):
-    row = metrics(start("run", optim__steps=1, optim__scored_rounds=2, objective__image_kl_beta=0.1).train())[0]
+    row = metrics(start("run", optim__steps=1, scoring__rounds=2, objective__image_kl_beta=0.1).train())[0]
     assert row["image/ratio"] == pytest.approx(1, abs=1e-5)
     assert row["image/grad_norm"] > 0
 
@@ -482,9 +486,9 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path: Path):
 # -- which steps are trained -----------------------------------------------------------------------------------------
 
 
-def chosen(window: WindowConfig, step: int, seed: int = 0, steps: int = 6) -> tuple[int, ...]:
-    config = ScenarioConfig(image=Sampling(steps=steps, noisy_steps=(5,)), window=window)
-    return windowed(config, Seeds(seed, step)).image.noisy_steps
+def chosen(window: WindowConfig, step: int, steps: int = 6) -> tuple[int, ...]:
+    config = ScenarioConfig(image=ImageSampling(steps=steps, noisy_steps=(5,)), window=window)
+    return windowed(config, Seeds(0, step)).image.noisy_steps
 
 
 def test_a_given_choice_stays() -> None:
@@ -492,23 +496,14 @@ def test_a_given_choice_stays() -> None:
 
 
 def test_a_sliding_window_moves_through_the_path_and_starts_over() -> None:
-    window = WindowConfig("sliding", size=3, every=2, stride=2)
-    assert [chosen(window, step) for step in range(1, 7)] == [(0, 1, 2)] * 2 + [(2, 3, 4)] * 2 + [(0, 1, 2)] * 2
-    assert chosen(WindowConfig("sliding", size=6, every=1), 5) == (0, 1, 2, 3, 4, 5)
-
-
-def test_a_random_choice_depends_on_the_run_and_the_step_alone() -> None:
-    window = WindowConfig("random", size=2, every=3)
-    drawn = [chosen(window, step) for step in range(1, 61)]
-    assert drawn == [chosen(window, step) for step in range(1, 61)]
-    assert drawn != [chosen(window, step, seed=1) for step in range(1, 61)]
-    assert all(drawn[i] == drawn[i + 1] == drawn[i + 2] for i in range(0, 60, 3))
-    assert {s for subset in drawn for s in subset} == set(range(6))
-    assert all(len(set(subset)) == 2 and list(subset) == sorted(subset) for subset in drawn)
+    window = WindowConfig(width=4, every=2)
+    path = [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 1, 2, 3)]
+    assert [chosen(window, step) for step in range(1, 9)] == [place for place in path for _ in range(2)]
+    assert chosen(WindowConfig(width=6, every=1), 5) == (0, 1, 2, 3, 4, 5)
 
 
 def test_siblings_and_groups_of_a_step_train_the_same_steps(start: Callable[..., Trainer]) -> None:
-    trainer = start("run", scenario__window=WindowConfig("random", size=2, every=1))
+    trainer = start("run", scenario__window=WindowConfig(width=2, every=1))
     trained = []
     for trainer.step in (1, 2, 3, 4):  # the windows follow from it
         masks = {tuple(t.turns[0].action.mask.tolist()) for t in trainer.experience.sample(trainer.step)}
@@ -527,7 +522,7 @@ def test_siblings_and_groups_of_a_step_train_the_same_steps(start: Callable[...,
         ({"steps": 0}, r"scenario\.image\.steps = 0.*at least 1"),
         ({"shift": 0.0}, r"scenario\.image\.shift = 0\.0.*above 0"),
         ({"sde": "ode", "shared_start": True}, r"shared_start = True.*siblings"),
-        ({"noise_level": -0.1}, r"scenario\.image\.noise_level = -0\.1.*between 0"),
+        ({"noise_level": -0.1}, r"scenario\.image\.noise_level = -0\.1.*at least 0"),
         ({"noise_level": 1.2, "sde": "cps"}, r"noise_level = 1\.2.*between 0 and 1 for 'cps'"),
         ({"noisy_steps": (0, 5)}, r"scenario\.image\.noisy_steps = \(0, 5\).*from 0 to 4"),
         ({"noisy_steps": (1, 1)}, r"scenario\.image\.noisy_steps = \(1, 1\).*different"),
@@ -541,9 +536,9 @@ def test_denoising_that_cannot_work_is_said(start: Callable[..., Trainer], chang
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scenario__window": WindowConfig("sliding", size=6)}, r"scenario\.window\.size = 6.*steps = 5"),
-        ({"scenario__window": WindowConfig("random", size=2, every=0)}, r"scenario\.window\.every = 0.*at least 1"),
-        ({"scenario__window": WindowConfig("sliding", size=2, stride=0)}, r"scenario\.window\.stride = 0"),
+        ({"scenario__window": WindowConfig(width=6)}, r"scenario\.window\.width = 6.*steps = 5"),
+        ({"scenario__window": WindowConfig(width=-1)}, r"scenario\.window\.width = -1.*at least 0"),
+        ({"scenario__window": WindowConfig(width=2, every=0)}, r"scenario\.window\.every = 0.*at least 1"),
         ({"objective__image_clip": -1.0}, r"objective\.image_clip = -1\.0.*at least 0, or None"),
         ({"objective__image_kl_beta": -1.0}, r"objective\.image_kl_beta = -1\.0.*at least 0, or None"),
         ({"optim__part_learning_rates": {"paint": 0.0}}, r"part_learning_rates\['paint'\] = 0\.0.*policy\.frozen"),
@@ -577,5 +572,5 @@ def test_settings_of_drawings_default_to_those_of_all_decisions() -> None:
 
 def test_denoising_settings_are_saved_and_read_back(start: Callable[..., Trainer]) -> None:
     image = replace(GUIDED, sde="cps", noisy_steps=(0, 3))
-    config = start("run", scenario__image=image, scenario__window=WindowConfig("sliding", size=2)).config
+    config = start("run", scenario__image=image, scenario__window=WindowConfig(width=2)).config
     assert from_json(to_json(config)) == replace(config, out=config.out)

@@ -27,6 +27,8 @@ class TrainArgs:
     processes: int = 1
     """Processes that a dry run plans the memory of, under `distributed.strategy`; a run itself is launched on them by
     `accelerate launch`."""
+    profile: int = 0
+    """Steps after the first that torch's profiler traces into the run folder."""
     skip_cold_start: bool = False
     """Leave out a chain's cold start."""
     algorithm: str = ""
@@ -117,7 +119,7 @@ def _train_run(args: TrainArgs) -> None:
 
         return dry_run(args.run, Layout(args.processes, args.run.distributed.strategy))
     _make_room(Path(args.run.out), args.overwrite)
-    return _train(args.run, resume=False, last=True)
+    return _train(args.run, resume=False, last=True, profile=args.profile)
 
 
 def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
@@ -143,10 +145,10 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
     _leave()
 
 
-def _train(config: RunConfig, resume: bool, last: bool = False) -> None:
+def _train(config: RunConfig, resume: bool, last: bool = False, profile: int = 0) -> None:
     from unison.training.trainer import Trainer
 
-    Trainer(config, resume).train()
+    Trainer(config, resume, profile).train()
     if last:
         _leave()
 

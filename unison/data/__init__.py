@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
-from unison.config import DataConfig
+from unison.config import DataConfig, Suffix, is_prompts, world_kind
 from unison.data.prompts import PromptItems, read_excluded
-from unison.data.rows import COLUMNS, OPTIONS, PICTURES, WANTED, BadRow, RowReader, Suffix, check_index
+from unison.data.rows import COLUMNS, OPTIONS, PICTURES, WANTED, BadRow, RowReader, check_index
 from unison.data.world import WorldItems
 from unison.types import AnswerKind, Item, Split
 
@@ -247,7 +247,7 @@ def _rows(stream: datasets.IterableDataset, source: str | Path) -> Iterator[Mapp
 
 
 def open_items(source: str, split: Split, config: DataConfig, seed: int, size: int) -> Items:
-    """The items of `world` or `prompts`, of a local file or folder, or of a hub data set.
+    """The items of the world, of `prompts`, of a local file or folder, or of a hub data set, as `DataConfig` says.
 
     `seed` and `size` are those of the first two; any other source has as many items as rows. Where files of a
     folder or splits of a hub data set are named after a split, only those of `split` are read. With `data.streaming`
@@ -256,12 +256,12 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     Raises:
         ValueError: the source is missing, unreadable, of unknown format, or lacks columns (see `RowReader`).
     """
-    suffix = _suffix(config)
-    if source == "world":
-        return WorldItems(split, config.questions, suffix, seed, size, config.asked, config.world)
-    if source == "prompts":
-        excluded = read_excluded(Path(config.excluded).expanduser()) if config.excluded else frozenset()
-        return PromptItems(split, suffix, seed, size, excluded)
+    suffix = config.question_suffix
+    if kind := world_kind(source, f"data.{split}"):
+        return WorldItems(split, config.questions, suffix, seed, size, kind)
+    if is_prompts(source):
+        file = source.partition(":")[2]
+        return PromptItems(split, suffix, seed, size, read_excluded(Path(file).expanduser()) if file else frozenset())
     path, name = Path(source).expanduser(), source
     if path.exists():
         files = _files(path, split)
@@ -278,12 +278,6 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
 
         rows = Dataset.from_list(list(_rows(_undecoded(rows).take(size), name)))
     return TableItems(rows, config.columns, suffix, config.skip_bad_rows, name, config.kinds)
-
-
-def _suffix(config: DataConfig) -> Suffix:
-    if not config.suffixes:
-        return config.question_suffix
-    return {kind: config.suffixes.get(kind, config.question_suffix) for kind in get_args(AnswerKind)}
 
 
 def _files(path: Path, split: Split) -> list[Path]:
@@ -388,8 +382,7 @@ def step_indices(count: int, items: int, step: int, seed: int) -> list[int]:
     """
     if items > count:
         raise ValueError(
-            f"optim.items_per_step = {items}: must be at most the {count} items of the data set; "
-            "lower it or give more data"
+            f"step.items = {items}: must be at most the {count} items of the data set; lower it or give more data"
         )
     places = range(step * items, (step + 1) * items)
     return [_epoch(count, items, seed, place // count)[place % count] for place in places]

@@ -6,7 +6,7 @@ categories, colours, numbers and relations. No picture belongs to them: a model 
 What keeps them apart from GenEval's 553 test prompts:
 
 * always: the sentences. GenEval's prompts all read "a photo of ...", these never do, so no text is shared;
-* with GenEval's prompt file (`data.excluded`): the meaning too. No prompt asks for what a test prompt asks for, in
+* with GenEval's prompt file (`prompts:<file>`): the meaning too. No prompt asks for what a test prompt asks for, in
   other words, in another order or seen from the other object ("a dog left of a cat" is "a cat right of a dog").
   GenEval names each of COCO's 80 objects on its own, so then `single_object` is left with the other 80 names.
 
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from unison.answers import NUMBERS
+from unison.config import Suffix
 from unison.data.objects import COCO, COLORS, OBJECTS, UNCOLORED, Phrase
-from unison.data.rows import Suffix, check_index, join
+from unison.data.rows import check_index, join
 from unison.types import COUNTS, RELATIONS, TASKS, Clause, Item, Split, Wanted
 
 SENTENCES = ("a picture of {}", "an image of {}", "a snapshot showing {}", "{}", "{} in plain view", "a scene with {}")
@@ -151,7 +152,7 @@ class PromptItems:
             request = draw(rng, task)
             if held_out(request.meaning) is (self.split == "eval") and request.meaning not in self.excluded:
                 return request
-        raise ValueError(f"data.excluded leaves no prompt of {task}: give GenEval's own file")
+        raise ValueError(f"prompts:<file> leaves no prompt of {task}: give GenEval's own file")
 
 
 def held_out(meaning: Meaning) -> bool:
@@ -172,14 +173,14 @@ def read_excluded(path: Path) -> frozenset[Meaning]:
         ValueError: no such file, or a line that cannot be read; says which.
     """
     if not path.is_file():
-        raise ValueError(f"data.excluded = {str(path)!r}: no such file; give GenEval's evaluation_metadata.jsonl")
+        raise ValueError(f"prompts:{path}: no such file; give GenEval's evaluation_metadata.jsonl")
     found = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             found.add(_read_request(json.loads(line)).meaning)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ValueError(
-                f"data.excluded = {str(path)!r}, line {number}: not a prompt in GenEval's format "
+                f"prompts:{path}, line {number}: not a prompt in GenEval's format "
                 f"(tag, include with class and count, prompt): {error!r}"
             ) from error
     return frozenset(found)

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, TypeAlias
+from typing import Any
 
 from PIL import Image, ImageOps
 
 from unison.answers import lettered, unwrap_answer
+from unison.config import Suffix
 from unison.data.geneval import read_wanted
 from unison.types import AnswerKind, Item, Wanted
 
@@ -56,7 +57,6 @@ KINDS: dict[str, AnswerKind] = {
 }
 """Kind of question by what the kind column says, in lower case with underscores; `data.kinds` adds to it."""
 
-Suffix: TypeAlias = "str | Mapping[str, str]"
 """What every question ends with, or the questions of each kind."""
 
 
@@ -245,5 +245,5 @@ def read_image(value: Any, root: Path) -> Image.Image:
 
 def join(question: str, suffix: Suffix, kind: AnswerKind) -> str:
     """The question with its suffix on a line of its own."""
-    text = suffix if isinstance(suffix, str) else suffix[kind]
+    text = suffix if isinstance(suffix, str) else suffix.get(kind, "")
     return f"{question}\n{text}" if text else question

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from unison.config import WorldKind
-from unison.data.rows import Suffix, check_index, join
+from unison.config import Suffix, WorldKind
+from unison.data.rows import check_index, join
 from unison.types import TASKS, AnswerKind, Item, Split
 from unison.world import edits, puzzles, riddles, verdicts
 from unison.world.render import render
@@ -28,7 +27,6 @@ class WorldItems:
     suffix: Suffix
     seed: int
     size: int
-    asked: Literal["task", "count"] = "task"
     kind: WorldKind = "scenes"
     skipped: int = field(default=0, init=False)
 
@@ -37,7 +35,7 @@ class WorldItems:
 
     def __getitem__(self, index: int, /) -> Item:
         check_index(index, self.size)
-        name = self.split if self.kind == "scenes" else f"{self.kind}-{self.split}"
+        name = self.split if self.kind in ("scenes", "counts") else f"{self.kind}-{self.split}"
         item = MAKERS[self.kind](self, random.Random(f"{self.split}:{self.seed}:{index}"), index)
         return replace(item, id=f"world-{name}-{self.seed}-{index}")
 
@@ -47,7 +45,7 @@ def _scene(items: WorldItems, rng: random.Random, index: int) -> Item:
     task = TASKS[index % len(TASKS)]
     description, scene = sample(rng, task, items.split)
     image = render(scene)
-    question = ask(rng, description, scene) if items.asked == "task" else ask_count(rng, scene)
+    question = ask_count(rng, scene) if items.kind == "counts" else ask(rng, description, scene)
     choice = {"open_ended": False, "multiple_choice": True, "mixed": rng.random() < 0.5}[items.questions]
     kind: AnswerKind = "multiple_choice" if choice else "open_ended"
     return Item(
@@ -127,6 +125,7 @@ def _asked(puzzle: puzzles.Puzzle, items: WorldItems, task: str) -> Item:
 
 MAKERS: dict[WorldKind, Callable[[WorldItems, random.Random, int], Item]] = {
     "scenes": _scene,
+    "counts": _scene,
     "edits": _edit,
     "riddles": _riddle,
     "reflections": _reflection,

@@ -56,11 +56,16 @@ Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
 
 
+GALLERY = 18  # items whose drawings and answers the report shows
+
+
 class Pictures(NamedTuple):
     """Where pictures are kept: `folder` inside `root`, from which records name them."""
 
     root: Path
     folder: str
+    most: int = GALLERY
+    """Items that keep theirs."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ def evaluate(
     Args:
         items: held-out items; what an item lacks (prompt or question) is not evaluated.
         scenario: sampling of text and drawings.
-        pictures: where to keep the first `config.gallery` items' drawings and question images.
+        pictures: where to keep the first items' drawings and question images.
         rewards: what measures every drawing, with the answer about it where there is one.
         probe: items of which the questions alone are asked, for a figure of their own.
 
@@ -179,7 +184,7 @@ def evaluate(
         task = progress.add_task(f"evaluation at step {step}", total=len(items))
         for start in range(0, len(items), config.batch_size):
             batch = [items[i] for i in range(start, min(start + config.batch_size, len(items)))]
-            kept = config.gallery - start if pictures else 0
+            kept = pictures.most - start if pictures else 0
             records += evaluate_batch(policy, batch, scenario, config, pictures, kept, rewards)
             progress.advance(task, len(batch))
     for start in range(0, len(probe), config.batch_size):

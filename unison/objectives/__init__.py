@@ -11,7 +11,7 @@ from unison.objectives.dpo import dpo
 from unison.objectives.grpo import grpo
 from unison.objectives.nft import nft
 from unison.objectives.sft import sft
-from unison.types import Metrics, Sampling, TurnBatch
+from unison.types import ImageSampling, Metrics, TurnBatch
 
 OBJECTIVES: dict[str, Callable[[TurnBatch, ObjectiveConfig], tuple[Tensor, Metrics]]] = {
     "grpo": grpo,
@@ -23,11 +23,13 @@ OBJECTIVES: dict[str, Callable[[TurnBatch, ObjectiveConfig], tuple[Tensor, Metri
 
 def demands(config: RunConfig) -> dict[str, str]:
     """What a policy must be able to do for the settings to have a meaning: the setting, in words, and the verb."""
-    scoring, window, sde = config.optim.scoring, config.scenario.window.kind, config.scenario.image.sde
+    scoring, width, sde = config.scoring.drawings, config.scenario.window.width, config.scenario.image.sde
     asked = {
-        f"optim.scoring = {scoring!r}": {"rounds": "", "noised": "denoise drawings"}.get(scoring, "mask drawings anew"),
-        f"scenario.window.kind = {window!r}": "" if window == "given" else "denoise drawings",
-        f"scenario.image.sde = {sde!r}": "" if sde == Sampling().sde else "denoise drawings",
+        f"scoring.drawings = {scoring!r}": {"rounds": "", "noised": "denoise drawings"}.get(
+            scoring, "mask drawings anew"
+        ),
+        f"scenario.window.width = {width}": "denoise drawings" if width else "",
+        f"scenario.image.sde = {sde!r}": "" if sde == ImageSampling().sde else "denoise drawings",
         f"objective.name = {config.objective.name!r} at level {config.objective.level!r}": (
             "denoise drawings" if config.objective.compares_states else ""
         ),

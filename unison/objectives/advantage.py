@@ -9,6 +9,8 @@ import numpy as np
 from unison.config import AdvantageConfig
 from unison.types import Metrics
 
+EPSILON = 1e-4  # added to the standard deviation
+
 
 def advantages_of(
     rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]], config: AdvantageConfig
@@ -22,7 +24,7 @@ def advantages_of(
             return list(rewards), metrics
         case "pair":
             return best_against_worst(rewards, groups), metrics
-        case "group" | "rloo":
+        case "group" | "mean" | "rloo":
             return compared, metrics
 
 
@@ -43,8 +45,8 @@ def best_against_worst(rewards: Sequence[float | None], groups: Mapping[str, Seq
 def group_advantages(
     rewards: Sequence[float | None], groups: Mapping[str, Sequence[int]], config: AdvantageConfig
 ) -> tuple[list[float | None], Metrics]:
-    """Reward minus the mean of its group, or with kind "rloo" of its siblings, by default over the group's standard
-    deviation.
+    """Reward minus the mean of its group, or with kind "rloo" of its siblings; with kind "group" over the group's
+    standard deviation.
 
     Source: GRPO, arXiv 2402.03300, eq. 3; without the division Dr. GRPO, arXiv 2503.20783; the mean of the others alone
     RLOO, arXiv 2402.14740, which is n / (n - 1) times the difference to the mean of all n. A trajectory without a
@@ -73,8 +75,8 @@ def group_advantages(
         if config.kind == "rloo" and len(judged) > 1:
             centred = centred * (len(judged) / (len(judged) - 1))
         spreads.append(spread)
-        if config.divide_by_std:
-            centred = centred / (spread + config.epsilon)
+        if config.kind == "group":
+            centred = centred / (spread + EPSILON)
         if config.clamp:
             centred = centred.clip(-config.clamp, config.clamp)
         for row, value in zip(judged, centred, strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig
-from unison.types import Metrics, Modality, TurnBatch
+from unison.types import Metrics, TurnBatch
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,20 @@ def totals(masks: Sequence[Tensor]) -> Totals:
     return Totals(len(masks), float(sum(int(mask.sum()) for mask in masks)))
 
 
-def decision_shares(mask: Tensor, modality: Modality, total: Totals, config: ObjectiveConfig) -> Tensor:
+def decision_shares(mask: Tensor, total: Totals, config: ObjectiveConfig) -> Tensor:
     """Each decision's share of the update's loss, so that micro-batches simply add up. [B, L]
 
     `sequence`: mean over a turn's decisions, then over turns (GRPO, arXiv 2402.03300; CoRL). `token`: mean over all
-    decisions (DAPO, arXiv 2503.14476). `constant`: sum over a constant length (Dr. GRPO, arXiv 2503.20783).
+    decisions (DAPO, arXiv 2503.14476). A number: sum over a constant length (Dr. GRPO, arXiv 2503.20783).
     """
-    scale = config.text_weight if modality == "text" else config.image_weight
     match config.aggregation:
         case "sequence":
             divisor = total.turns * mask.sum(-1, keepdim=True).clamp_min(1)
         case "token":
             divisor = torch.tensor(max(total.decisions, 1.0))
-        case "constant":
-            divisor = torch.tensor(total.turns * config.constant_length)
-    return scale * mask / divisor
+        case length:
+            divisor = torch.tensor(total.turns * length)
+    return mask / divisor
 
 
 def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:

@@ -33,7 +33,7 @@ def dry_run(config: RunConfig, layout: Layout = ALONE) -> None:
     load_rewards([*config.rewards, *config.evaluation.rewards], config.remote)
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(
-        f"{config.optim.items_per_step} items x {config.scenario.group_size} trajectories a step, "
+        f"{config.step.items} items x {config.scenario.group_size} trajectories a step, "
         f"{config.optim.steps} steps, rewards {config.rewards}"
     )
     console.print(f"training data: {_check_data(config, scenario.fields)}")
@@ -53,10 +53,11 @@ def dry_run(config: RunConfig, layout: Layout = ALONE) -> None:
 def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
     source = config.data.train
     columns = {name: config.data.columns.get(name, COLUMNS[name]) for name in fields}
-    if source != "world" and not Path(source).exists() and source.count("/") == 1 and not source.startswith("."):
+    hub = source.partition(":")[0].count("/") == 1 and not source.startswith(".")
+    if hub and not Path(source).exists():
         wanted = ", ".join(f"{column} ({name})" for name, column in columns.items())
         return f"{source} on the hub, not opened in a dry run; columns it must have: {wanted}"
-    items = open_items(source, "train", config.data, config.seed, config.optim.items_per_step)
+    items = open_items(source, "train", config.data, config.seed, config.step.items)
     first = items[0]
     missing = [name for name in fields if not getattr(first, name)]
     if missing:

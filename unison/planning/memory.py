@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from unison import scenarios
-from unison.config import PolicyConfig, Recompute, RunConfig, Strategy
-from unison.config.checks import teams_of
+from unison.config import PolicyConfig, Recompute, RunConfig, Strategy, teams_of
 from unison.policies import family_of, locate
 from unison.policies.base import add_adapters, is_adapter, matches
 from unison.policies.decisions.tokens import LOGITS_PER_CHUNK
@@ -83,7 +82,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
         ValueError: a checkpoint whose shape is not known without a download; adapters that fit nothing; a step that
             does not divide over the processes.
     """
-    items = config.optim.items_per_step // teams_of(config, layout.processes)
+    items = config.step.items // teams_of(config, layout.processes)
     sizes = sizes_of(config.policy)
     network = prepared(config.policy, sizes)
     share = 1 / layout.processes if layout.strategy == "fsdp2" else 1.0
@@ -193,7 +192,7 @@ class _Work:
     def rolled(self) -> int:
         """Trajectories rolled out at once, in training or in evaluation."""
         held_out = min(self.config.evaluation.batch_size, self.config.evaluation.items)
-        return max(self.rows(self.config.optim.rollout_items), held_out)
+        return max(self.rows(self.config.step.rollout_items), held_out)
 
     def cache(self) -> float:
         """Bytes of keys and values: of drawings token by token, of replies, or of masked drawings' prompts."""
@@ -233,12 +232,12 @@ class _Work:
     @property
     def scored(self) -> int:
         """Trajectories of a micro-batch."""
-        return self.rows(self.config.optim.micro_batch_items)
+        return self.rows(self.config.step.micro_batch_items)
 
     @property
     def drawn(self) -> int:
         """Trajectories whose drawings are scored in one pass, at most: some have two each."""
-        return min(self.scored, self.config.optim.micro_batch_images or self.scored)
+        return min(self.scored, self.config.step.micro_batch_images or self.scored)
 
     @property
     def prompts(self) -> int:
@@ -284,10 +283,10 @@ class _Work:
         """A chunk of the canvases of a drawing's rounds."""
         from unison.planning.passes import Continued, canvases
 
-        optim, tokens = self.config.optim, self.sizes.image_tokens
+        scoring, tokens = self.config.scoring, self.sizes.image_tokens
         if rounds is None:
             most = self.config.scenario.image.rounds
-            rounds = min(optim.scored_rounds or most, most) if optim.scoring == "rounds" else 1
+            rounds = min(scoring.rounds or most, most) if scoring.drawings == "rounds" else 1
         chunk = max(1, POSITIONS_PER_CHUNK // (tokens * _branches(guided)))
         count = min(rows * rounds, chunk)
         decided = max(1, count * tokens // rounds)
@@ -323,7 +322,7 @@ class _Work:
         image = self.config.scenario.image
         if self.config.objective.name == "sft":  # a given drawing is one state of itself
             return self.drawn
-        steps = min(self.config.optim.scored_rounds or image.steps, image.steps)
+        steps = min(self.config.scoring.rounds or image.steps, image.steps)
         return self.drawn * (len(image.noisy_steps) or steps)
 
     def relaxed(self) -> float:
@@ -342,7 +341,7 @@ class _Work:
 
     @property
     def _recompute(self) -> Recompute:
-        return self.config.policy.recompute
+        return self.config.policy.gradient_checkpointing
 
     @property
     def _decoder(self) -> nn.Module:

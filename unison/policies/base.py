@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from unison.config import OptimConfig, PolicyConfig
+from unison.config import PolicyConfig, ScoringConfig
 from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ class Policy(nn.Module):
         with torch.no_grad():
             return self(contexts, actions)
 
-    def select(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Selected]:
-        """What an update scores of each action, by `optim.scoring`; by default all of it.
+    def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
+        """What an update scores of each action, by `scoring.drawings`; by default all of it.
 
-        A family whose scoring costs a pass for each of several rounds may score `optim.scored_rounds` of them, so that
+        A family whose scoring costs a pass for each of several rounds may score `scoring.rounds` of them, so that
         weighted sums are unbiased, or a surrogate in a single pass. The actions are those of one group, and what is
         random depends on them and `seed` alone, so that the old, the trained and the reference policy score the same.
         """
-        sampled = optim.old_logp == "sampled"
+        sampled = scoring.old_logp == "sampled"
         return [Selected(a, a.mask.float(), a.logp if sampled else None, a.mask) for a in actions]
 
     def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
@@ -269,9 +269,7 @@ def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
     import peft
 
     beside = [p for n, p in network.named_parameters() if p.requires_grad and matches(config.lora_beside, n)]
-    settings = peft.LoraConfig(
-        r=config.lora_rank, lora_alpha=cast(Any, config.lora_alpha), target_modules=config.lora_targets
-    )
+    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=config.lora_targets)
     try:
         adapted = peft.get_peft_model(network, settings)  # type: ignore[arg-type]
     except ValueError as error:

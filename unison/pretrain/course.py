@@ -31,7 +31,7 @@ from unison.pretrain.corpus import (
 from unison.pretrain.vq import (
     ImageTokenizerConfig,
 )
-from unison.types import Sampling
+from unison.types import Sampling, TextSampling
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def held_out(policy: Policy, image: Sampling | None, items: int) -> dict[str, ob
     asked = [suite[i] for i in range(items)]
     if image is None:
         asked = [dataclasses.replace(item, prompt=None) for item in asked]
-    scenario = ScenarioConfig(text=Sampling(max_tokens=48), image=image or Sampling())
+    scenario = ScenarioConfig(text=TextSampling(max_tokens=48), image=image or Sampling())
     result = evaluate(policy, asked, scenario, EvalConfig(items=items))
     return {name: str(estimate) for name, estimate in result.figures().items()}
 

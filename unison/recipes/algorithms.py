@@ -24,10 +24,11 @@ DENOISING_CLIP = 1e-4
 def grpo(run: RunConfig) -> RunConfig:
     """GRPO (arXiv 2402.03300): standard scores within a group, clipped ratios, mean over each action."""
     objective = replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
-    optim = replace(run.optim, refills=0)
-    if optim.scoring == "noised":
-        optim = replace(optim, scoring="rounds")
-    return replace(run, advantage=AdvantageConfig(), objective=objective, optim=optim)
+    scoring = run.scoring
+    if scoring.drawings == "noised":
+        scoring = replace(scoring, drawings="rounds")
+    step = replace(run.step, refills=0)
+    return replace(run, advantage=AdvantageConfig(), objective=objective, step=step, scoring=scoring)
 
 
 def dr_grpo(run: RunConfig) -> RunConfig:
@@ -36,8 +37,8 @@ def dr_grpo(run: RunConfig) -> RunConfig:
     length = run.scenario.text.max_tokens
     return replace(
         run,
-        advantage=replace(run.advantage, divide_by_std=False),
-        objective=replace(run.objective, aggregation="constant", constant_length=length),
+        advantage=AdvantageConfig("mean"),
+        objective=replace(run.objective, aggregation=length),
     )
 
 
@@ -51,7 +52,7 @@ def dapo(run: RunConfig) -> RunConfig:
         objective=replace(
             run.objective, clip_low=0.2, clip_high=0.28, kl_beta=0.0, image_kl_beta=None, aggregation="token"
         ),
-        optim=replace(run.optim, refills=3),
+        step=replace(run.step, refills=3),
     )
 
 
@@ -66,8 +67,8 @@ def rloo(run: RunConfig) -> RunConfig:
     run = grpo(run)
     return replace(
         run,
-        advantage=AdvantageConfig("rloo", divide_by_std=False),
-        objective=replace(run.objective, aggregation="constant", constant_length=1),
+        advantage=AdvantageConfig("rloo"),
+        objective=replace(run.objective, aggregation=1),
     )
 
 
@@ -85,7 +86,7 @@ def mix_grpo(run: RunConfig) -> RunConfig:
     """MixGRPO (arXiv 2507.21802): noise and training in a window of 4 denoising steps that slides every 25 steps."""
     run = grpo(run)
     image = replace(run.scenario.image, sde="flow_grpo", noise_level=0.7, noisy_steps=())
-    window = WindowConfig("sliding", size=min(4, image.steps), every=25, stride=1)
+    window = WindowConfig(width=min(4, image.steps), every=25)
     return replace(
         run,
         scenario=replace(run.scenario, image=image, window=window),
@@ -102,7 +103,7 @@ def dance_grpo(run: RunConfig) -> RunConfig:
         run,
         scenario=replace(run.scenario, image=image, window=WindowConfig()),
         objective=replace(run.objective, image_clip=DENOISING_CLIP, kl_beta=0.0, image_kl_beta=None),
-        optim=replace(run.optim, scored_rounds=max(1, round(0.6 * image.steps))),
+        scoring=replace(run.scoring, rounds=max(1, round(0.6 * image.steps))),
     )
 
 
@@ -121,7 +122,7 @@ def diffusion_nft(run: RunConfig) -> RunConfig:
         scenario=replace(run.scenario, image=image, window=WindowConfig()),
         advantage=AdvantageConfig(clamp=1.0),
         objective=objective,
-        optim=replace(run.optim, scoring="noised"),
+        scoring=replace(run.scoring, drawings="noised"),
     )
 
 
@@ -134,7 +135,7 @@ def diffusion_dpo(run: RunConfig) -> RunConfig:
     return replace(
         run,
         objective=replace(run.objective, level="decision", beta=2500.0),
-        optim=replace(run.optim, scoring="noised"),
+        scoring=replace(run.scoring, drawings="noised"),
     )
 
 

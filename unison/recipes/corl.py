@@ -18,8 +18,9 @@ from unison.config import (
     RunConfig,
     ScenarioConfig,
     Stage,
+    StepConfig,
 )
-from unison.types import Sampling
+from unison.types import ImageSampling, TextSampling
 
 Questions = Literal["open_ended", "multiple_choice", "mixed"]
 LANGUAGE_MODEL_ONLY = (r"vision_model", r"\baligner", r"vqmodel", r"generation_")
@@ -33,11 +34,12 @@ def _tiny(name: str, scenario: str, rewards: dict[str, float], questions: Questi
         recipe=f"corl/{name}",
         policy=PolicyConfig("assets/tiny-janus", frozen=LANGUAGE_MODEL_ONLY),
         data=DataConfig(questions=questions, question_suffix=REPLY_FORMAT),
-        scenario=ScenarioConfig(scenario, group_size=8, text=Sampling(max_tokens=48), image=Sampling(guidance=1.75)),
-        rewards=rewards,
-        optim=OptimConfig(
-            steps=80, items_per_step=12, micro_batch_items=12, learning_rate=3e-4, warmup_steps=3, betas=(0.9, 0.99)
+        scenario=ScenarioConfig(
+            scenario, group_size=8, text=TextSampling(max_tokens=48), image=ImageSampling(guidance=1.75)
         ),
+        rewards=rewards,
+        step=StepConfig(items=12, micro_batch_items=12),
+        optim=OptimConfig(steps=80, learning_rate=3e-4, warmup_steps=3, betas=(0.9, 0.99)),
         evaluation=EvalConfig(items=600, every=20, during_items=120),
         out=Path(f"runs/corl-{name}"),
     )
@@ -108,7 +110,7 @@ def tiny_cold_start() -> RunConfig:
         scenario=replace(run.scenario, group_size=1),
         advantage=AdvantageConfig(kind="constant"),
         objective=ObjectiveConfig(name="sft"),
-        optim=replace(run.optim, items_per_step=96, micro_batch_items=96),  # as many sequences as 12 groups of 8
+        step=replace(run.step, items=96, micro_batch_items=96),  # as many sequences as 12 groups of 8
     )
 
 
@@ -165,9 +167,12 @@ def _published(name: str, path: str, **policy: Any) -> RunConfig:
         recipe=f"corl/{name}",
         policy=PolicyConfig(path, frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16", **policy),
         data=DataConfig(train="mm-vl/x2x_rft_22k", eval="world", question_suffix=QUESTION_SUFFIX),
-        scenario=ScenarioConfig("unified", group_size=8, text=Sampling(max_tokens=512), image=Sampling(guidance=5.0)),
+        scenario=ScenarioConfig(
+            "unified", group_size=8, text=TextSampling(max_tokens=512), image=ImageSampling(guidance=5.0)
+        ),
         rewards=CYCLE_AND_MATCHING | ANSWERED,
-        optim=OptimConfig(steps=1375, items_per_step=16, micro_batch_items=1, rollout_items=2, learning_rate=4e-6),
+        step=StepConfig(items=16, micro_batch_items=1, rollout_items=2),
+        optim=OptimConfig(steps=1375, learning_rate=4e-6),
         evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8),
         out=Path(f"runs/corl-{name}"),
         checkpoint_every=100,
@@ -191,9 +196,7 @@ def janus_1_3b_unified() -> RunConfig:
 
 def janus_pro_7b_unified() -> RunConfig:
     """CoRL's unified stage on Janus-Pro-7B, LoRA on the language model (rank 64: the paper leaves it open)."""
-    return _published(
-        "janus-pro-7b-unified", "deepseek-community/Janus-Pro-7B", lora_rank=64, lora_alpha=128.0, dtype="bfloat16"
-    )
+    return _published("janus-pro-7b-unified", "deepseek-community/Janus-Pro-7B", lora_rank=64, dtype="bfloat16")
 
 
 def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewards: dict[str, float]) -> RunConfig:
@@ -206,7 +209,8 @@ def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewa
         scenario=replace(run.scenario, name=scenario, group_size=16),
         rewards=rewards,
         objective=ObjectiveConfig(kl_beta=0.02),
-        optim=replace(run.optim, steps=rows // batch, items_per_step=batch, learning_rate=1e-6),
+        step=replace(run.step, items=batch),
+        optim=replace(run.optim, steps=rows // batch, learning_rate=1e-6),
         out=Path(str(run.out).replace("unified", name)),
     )
 

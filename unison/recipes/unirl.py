@@ -18,9 +18,10 @@ from unison.config import (
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    StepConfig,
 )
 from unison.recipes import corl
-from unison.types import Sampling
+from unison.types import ImageSampling, TextSampling
 
 SCENARIOS = {"grpo": "self_improve", "sft": "self_sft", "sft-split": "self_sft_split"}
 """By the end of a recipe's name."""
@@ -28,13 +29,13 @@ SCENARIOS = {"grpo": "self_improve", "sft": "self_sft", "sft-split": "self_sft_s
 
 def _supervised(run: RunConfig, advantage: AdvantageConfig) -> RunConfig:
     """SFT on as many drawings a step as the groups of GRPO hold together, each of a prompt of its own."""
-    drawings = run.optim.items_per_step * run.scenario.group_size
+    drawings = run.step.items * run.scenario.group_size
     return replace(
         run,
         advantage=advantage,
         scenario=replace(run.scenario, group_size=1),
         objective=ObjectiveConfig(name="sft"),
-        optim=replace(run.optim, items_per_step=drawings, micro_batch_items=drawings // 4),
+        step=replace(run.step, items=drawings, micro_batch_items=drawings // 4),
     )
 
 
@@ -66,15 +67,17 @@ def _tiny(method: str) -> RunConfig:
 
 def _showo(run: RunConfig) -> RunConfig:
     """The same of the tiny Show-o: larger batches, fewer of them, and the question that does not hint at its answer."""
-    drawn = Sampling(guidance=2.0, rounds=12, choice_temperature=3.0)
+    drawn = ImageSampling(guidance=2.0, rounds=12, choice_temperature=3.0)
     drawings = 128 // run.scenario.group_size  # items
     return replace(
         run,
         recipe=run.recipe.replace("janus", "showo"),
         policy=PolicyConfig("assets/tiny-showo"),
-        data=replace(run.data, asked="count"),
+        data=replace(run.data, train="world:counts", eval="world:counts"),
         scenario=replace(run.scenario, image=drawn),
-        optim=replace(run.optim, steps=20, items_per_step=drawings, micro_batch_items=drawings // 4, scored_rounds=6),
+        step=replace(run.step, items=drawings, micro_batch_items=drawings // 4),
+        scoring=replace(run.scoring, rounds=6),
+        optim=replace(run.optim, steps=20),
         out=Path(str(run.out).replace("janus", "showo")),
     )
 
@@ -128,7 +131,7 @@ def tiny_showo_grpo() -> RunConfig:
 
     Open in the paper: what a drawing's log-probability is. Here it is exact, that of every round's codes given its
     canvas, of 6 of the 12 rounds for each update, chosen at random and weighted so that the gradient is unbiased
-    (`--optim.scored_rounds 0` scores all). The paper's group for Show-o is 3 to 6; 8 here, as for the tiny Janus, and
+    (`--scoring.rounds 0` scores all). The paper's group for Show-o is 3 to 6; 8 here, as for the tiny Janus, and
     16 prompts a step, for the gradients of smaller batches hardly agree. Guidance is 2, at which a step of the
     conditional logits changes the guided ones by less than at the 3 of its pretraining. The question is how many shapes
     there are, for it says nothing of what is to be seen. To expect: drawing 0.27 -> 0.42 to 0.48, the gap 0.32 -> 0.23
@@ -142,8 +145,7 @@ def tiny_showo_sft() -> RunConfig:
 
     Open in the paper: the masking ratio of the pass whose logits are relaxed. Here the pass reads the canvas of one of
     the drawing's own rounds, taken at random, so that the ratio follows the cosine schedule and the logits are those of
-    sampling; `scenario.relax_canvas` has the others, with all positions masked or random ones. Not tuned: drawing falls
-    (0.27 -> 0.23, docs/unirl.md).
+    sampling. Not tuned: drawing falls (0.27 -> 0.23, docs/unirl.md).
     """
     return _showo(tiny_janus_sft())
 
@@ -160,16 +162,17 @@ def tiny_showo_sft_split() -> RunConfig:
 # -- published checkpoints ---------------------------------------------------------------------------------------------
 
 
-def _published(name: str, method: str, policy: PolicyConfig, group_size: int, image: Sampling) -> RunConfig:
+def _published(name: str, method: str, policy: PolicyConfig, group_size: int, image: ImageSampling) -> RunConfig:
     """The paper's numbers for GRPO, with the scenario of the method."""
     return RunConfig(
         recipe=f"unirl/{name}-{method}",
         policy=policy,
         data=DataConfig(train="prompts", eval="world"),
-        scenario=ScenarioConfig(SCENARIOS[method], group_size, text=Sampling(max_tokens=64), image=image),
+        scenario=ScenarioConfig(SCENARIOS[method], group_size, text=TextSampling(max_tokens=64), image=image),
         rewards={"accuracy_soft": 1.0},
         objective=ObjectiveConfig(kl_beta=0.2),
-        optim=OptimConfig(steps=500, items_per_step=8, micro_batch_items=1, rollout_items=2, learning_rate=1e-5),
+        step=StepConfig(items=8, micro_batch_items=1, rollout_items=2),
+        optim=OptimConfig(steps=500, learning_rate=1e-5),
         evaluation=EvalConfig(items=300, every=100, during_items=60, batch_size=8, own_drawings=True),
         out=Path(f"runs/unirl-{name}-{method}"),
         checkpoint_every=100,
@@ -178,7 +181,7 @@ def _published(name: str, method: str, policy: PolicyConfig, group_size: int, im
 
 def _in_small_batches(run: RunConfig) -> RunConfig:
     """Two supervised drawings at once, and as many rolled out as two of GRPO's groups hold."""
-    return replace(run, optim=replace(run.optim, micro_batch_items=2, rollout_items=run.optim.items_per_step // 4))
+    return replace(run, step=replace(run.step, micro_batch_items=2, rollout_items=run.step.items // 4))
 
 
 def _conditional(run: RunConfig) -> RunConfig:
@@ -189,7 +192,7 @@ def _conditional(run: RunConfig) -> RunConfig:
 
 def _janus_pro_1b(method: str) -> RunConfig:
     policy = PolicyConfig("deepseek-community/Janus-Pro-1B", frozen=corl.LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16")
-    return _published("janus-pro-1b", method, policy, group_size=8, image=Sampling(guidance=5.0))
+    return _published("janus-pro-1b", method, policy, group_size=8, image=ImageSampling(guidance=5.0))
 
 
 def janus_pro_1b_grpo() -> RunConfig:
@@ -198,7 +201,7 @@ def janus_pro_1b_grpo() -> RunConfig:
     From the paper: group 8, learning rate 1e-5, six categories of prompts over 160 objects; KL 0.2 from the name of a
     released checkpoint. Open there and chosen here: the language model alone is trained, 500 steps of 8 prompts, and
     free text is judged by its words' F1, where the paper asks a judge model, as `--rewards.accuracy-soft 0
-    --rewards.llm-judge 1` does. `--data.excluded` with GenEval's evaluation_metadata.jsonl keeps its test prompts out.
+    --rewards.llm-judge 1` does. `--data prompts:<GenEval's evaluation_metadata.jsonl>` keeps its test prompts out.
     Only the dry run has been run.
     """
     return _janus_pro_1b("grpo")
@@ -225,8 +228,8 @@ def janus_pro_1b_sft_split() -> RunConfig:
 
 def _show_o(side: int, method: str) -> RunConfig:
     policy = PolicyConfig({256: "showlab/show-o", 512: "showlab/show-o-512x512"}[side], compute_dtype="bfloat16")
-    run = _published(f"show-o-{side}", method, policy, group_size=6, image=Sampling(guidance=6.0, rounds=50))
-    return replace(run, optim=replace(run.optim, scored_rounds=5))
+    run = _published(f"show-o-{side}", method, policy, group_size=6, image=ImageSampling(guidance=6.0, rounds=50))
+    return replace(run, scoring=replace(run.scoring, rounds=5))
 
 
 def show_o_512_grpo() -> RunConfig:
@@ -246,8 +249,8 @@ def show_o_512_sft() -> RunConfig:
     """UniRL's SFT, end to end, on Show-o at 512 pixels with the paper's numbers (one 80 GB GPU or more).
 
     From the paper: one drawing a prompt, learning rate 1e-5, 50 rounds and guidance 6, which Show-o calls 5. Open there
-    and chosen here: the masking ratio of the extra pass is that of a random round of the drawing
-    (`scenario.relax_canvas`), and its logits are the conditional ones, as in `unirl/janus-pro-1b-sft`; Gumbel-softmax
+    and chosen here: the masking ratio of the extra pass is that of a random round of the drawing,
+    and its logits are the conditional ones, as in `unirl/janus-pro-1b-sft`; Gumbel-softmax
     at temperature 1; 48 prompts a step, as many drawings as GRPO's groups hold; no KL. Only the dry run has been run.
     """
     return _conditional(_in_small_batches(_end_to_end(_show_o(512, "sft"))))

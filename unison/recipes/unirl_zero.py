@@ -22,10 +22,11 @@ from unison.config import (
     RunConfig,
     ScenarioConfig,
     Stage,
+    StepConfig,
     WorldKind,
 )
 from unison.recipes.corl import DRAWN
-from unison.types import Sampling
+from unison.types import ImageSampling, TextSampling
 
 EYES, LANGUAGE_MODEL, DRAWING = r"\.visual\.", r"^qwen", (r"^bridge", r"^transformer")
 DRAW_QUERIES, EDIT_QUERIES, SOURCE = r"queries\.draw", r"queries\.edit", r"source_"
@@ -50,20 +51,19 @@ def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[s
     run = RunConfig(
         recipe=f"unirl-zero/{name}",
         policy=PolicyConfig("assets/tiny-metaquery", frozen=TRAINED[kind]),
-        data=DataConfig(world=world, question_suffix=REPLY_FORMAT),
+        data=DataConfig(f"world:{world}", f"world:{world}", question_suffix=REPLY_FORMAT),
         scenario=ScenarioConfig(
             scenario,
             group_size=8,
-            text=Sampling(max_tokens=64),
-            image=Sampling(shared_start=True, noisy_steps=(0, 1, 2, 3)),
+            text=TextSampling(max_tokens=64),
+            image=ImageSampling(shared_start=True, noisy_steps=(0, 1, 2, 3)),
         ),
         rewards=rewards,
         advantage=AdvantageConfig(clamp=5.0),
         objective=ObjectiveConfig(image_clip=1e-4),
+        step=StepConfig(items=12, micro_batch_items=6),
         optim=OptimConfig(
             steps=30 if kind in ("edit", "think", "reflect") else 60,
-            items_per_step=12,
-            micro_batch_items=6,
             learning_rate=1e-4,
             warmup_steps=3,
             betas=(0.9, 0.99),
@@ -134,8 +134,9 @@ def _tiny_cold_start(run: RunConfig, kind: str, scenario: str, world: WorldKind)
     """Imitation of the world's own thoughts, verdicts and pictures, of which the diffusion side alone learns."""
     return replace(
         _imitating(run, scenario, TRAINED[kind]),
-        data=replace(run.data, world=world),
-        optim=replace(run.optim, steps=60, items_per_step=48, micro_batch_items=48, part_learning_rates={}),
+        data=replace(run.data, train=f"world:{world}", eval=f"world:{world}"),
+        step=replace(run.step, items=48, micro_batch_items=48),
+        optim=replace(run.optim, steps=60, part_learning_rates={}),
     )
 
 
@@ -189,7 +190,9 @@ def _published(name: str, kind: str, scenario: str, data: DataConfig, rewards: d
         recipe=f"unirl-zero/{name}",
         policy=PolicyConfig(JOINT, frozen=TRAINED[kind], compute_dtype="bfloat16", states_per_pass=2),
         data=data,
-        scenario=ScenarioConfig(scenario, group_size=8, text=Sampling(max_tokens=512), image=Sampling(guidance=3.5)),
+        scenario=ScenarioConfig(
+            scenario, group_size=8, text=TextSampling(max_tokens=512), image=ImageSampling(guidance=3.5)
+        ),
         rewards=rewards,
         advantage=AdvantageConfig(clamp=5.0),
         objective=ObjectiveConfig(
@@ -199,14 +202,8 @@ def _published(name: str, kind: str, scenario: str, data: DataConfig, rewards: d
             image_clip=1e-4,
             image_kl_beta=4e-3,
         ),
-        optim=OptimConfig(
-            steps=500,
-            items_per_step=8,
-            micro_batch_items=1,
-            rollout_items=1,
-            learning_rate=1e-5,
-            modality_grad_norms=False,
-        ),
+        step=StepConfig(items=8, micro_batch_items=1, rollout_items=1),
+        optim=OptimConfig(steps=500, learning_rate=1e-5, modality_grad_norms=False),
         evaluation=EvalConfig(items=300, every=100, during_items=60, batch_size=8),
         out=Path(f"runs/unirl-zero-{name}"),
         checkpoint_every=100,
@@ -236,7 +233,7 @@ def reasoning() -> RunConfig:
 
     The paper leaves data and learning rate open: CoRL's questions, 1e-6. Only the dry run has been run.
     """
-    data = DataConfig("mm-vl/mcot_r1_mcq_66k", "world", world="steps", question_suffix=QUESTION_SUFFIX)
+    data = DataConfig("mm-vl/mcot_r1_mcq_66k", "world:steps", question_suffix=QUESTION_SUFFIX)
     return _written(_published("reasoning", "text", "understanding", data, ANSWERED))
 
 
@@ -275,13 +272,13 @@ def edit() -> RunConfig:
         "source_caption": "input",
         "target_caption": "output",
     }
-    data = DataConfig("UCSC-VLAA/HQ-Edit", "world", world="edits", columns=columns)
+    data = DataConfig("UCSC-VLAA/HQ-Edit", "world:edits", columns=columns)
     rewards = {"clip_direction": 4.0, "clip_reconstruction": 1.0, "aesthetic": 1.0}
     run = _published("edit", "edit", "cycle_edit", data, rewards)
     return _measured(
         replace(
             run,
-            scenario=replace(run.scenario, image=Sampling(guidance=3.0)),
+            scenario=replace(run.scenario, image=ImageSampling(guidance=3.0)),
             objective=replace(run.objective, image_kl_beta=3e-4),
         ),
         "world_cycle",
@@ -292,10 +289,9 @@ def _published_cold_start(run: RunConfig, kind: str, scenario: str, world: World
     """10,000 examples, as in the paper; batch and rate are open there."""
     return replace(
         _imitating(run, scenario, TRAINED[kind]),
-        data=DataConfig("world", "world", world=world),
-        optim=replace(
-            run.optim, steps=312, items_per_step=32, rollout_items=8, learning_rate=1e-5, part_learning_rates={}
-        ),
+        data=DataConfig(f"world:{world}", f"world:{world}"),
+        step=replace(run.step, items=32, rollout_items=8),
+        optim=replace(run.optim, steps=312, learning_rate=1e-5, part_learning_rates={}),
     )
 
 
@@ -307,7 +303,7 @@ def think() -> Chain:
     the world's riddles stand in, `--data prompts cold-start=rows.parquet` takes yours (columns `prompt`, `qa_reply`,
     `real_image`). Only the dry run has been run.
     """
-    data = replace(PROMPTS, world="riddles")
+    data = replace(PROMPTS, eval="world:riddles")
     run = _published("think", "think", "think_then_draw", data, GENEVAL | {"format": 1.0})
     run = _at(run, 3e-6, **{LANGUAGE_MODEL: 5e-7})
     return _chain(_published_cold_start(run, "think", "imitate_thought", "riddles"), run)

@@ -40,7 +40,7 @@ def jpeg_kilobytes(trajectories: Sequence[Trajectory], policy: object) -> list[f
     """Thousands of bytes of the drawing's JPEG file: at weight 1 the incompressibility reward of UniRL-Zero, at weight
     -1/500 its compressibility reward (arXiv 2510.17937; DDPO, arXiv 2305.13301, has -1).
 
-    The scale of small drawings is small: a group's spread is to be well above `advantage.epsilon`.
+    The scale of small drawings is small: a group's spread is to be well above `advantage.EPSILON`.
     """
     return [_jpeg_bytes(t.images[-1]) / 1000 if t.images else None for t in trajectories]
 

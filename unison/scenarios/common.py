@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from unison.config import ScenarioConfig
 from unison.policies.base import Policy
-from unison.types import Action, Context, Item, Part, Trajectory, Turn
+from unison.types import Action, Context, Item, Part, Sampling, Trajectory, Turn
 
 T = TypeVar("T")
 
@@ -29,10 +28,6 @@ class Seeds:
         siblings = range(self.first, self.first + group)
         return [self._digest(f"{item.id}/{sibling}/{turn}") for item in items for sibling in siblings]
 
-    def at(self, name: str, step: int) -> int:
-        """A seed that all samples share: of the run and of another step, by the name of its use."""
-        return Seeds(self.run, step)._digest(name)
-
     def _digest(self, name: str) -> int:
         digest = hashlib.blake2b(f"{self.run}/{self.step}/{name}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")
@@ -43,17 +38,11 @@ def windowed(config: ScenarioConfig, seeds: Seeds) -> ScenarioConfig:
 
     They depend on the run's seed and the step alone, so all siblings share them, whatever their contexts.
     """
-    window, steps = config.window, range(config.image.steps)
-    if window.kind == "given":
+    width, steps = config.window.width, range(config.image.steps)
+    if not width:
         return config
-    choice = (seeds.step - 1) // window.every
-    if window.kind == "random":
-        chosen = sorted(random.Random(seeds.at("window", choice)).sample(steps, window.size))
-    else:
-        starts = steps[: len(steps) - window.size + 1 : window.stride]
-        first = starts[choice % len(starts)]
-        chosen = steps[first : first + window.size]
-    return replace(config, image=replace(config.image, noisy_steps=tuple(chosen)))
+    first = (seeds.step - 1) // config.window.every % (len(steps) - width + 1)
+    return replace(config, image=replace(config.image, noisy_steps=tuple(steps[first : first + width])))
 
 
 def repeat(things: Sequence[T], group: int) -> list[T]:
@@ -74,7 +63,7 @@ def then_write(
     noise: Sequence[int],
 ) -> list[Trajectory]:
     """The trajectories with one more turn, a reply to their context."""
-    replies = policy.write(contexts, config.text, noise)
+    replies = policy.write(contexts, Sampling.of(config.text), noise)
     return [
         replace(t, turns=(*t.turns, Turn(context, reply)), texts=(*t.texts, text))
         for t, context, reply, text in zip(begun, contexts, replies, policy.decode(replies), strict=True)
@@ -89,7 +78,7 @@ def then_draw(
     noise: Sequence[int],
 ) -> list[Trajectory]:
     """The trajectories with one more turn, a drawing from their context."""
-    drawings = policy.draw(contexts, config.image, noise)
+    drawings = policy.draw(contexts, Sampling.of(config.image), noise)
     return [
         replace(t, turns=(*t.turns, Turn(context, drawing)), images=(*t.images, image))
         for t, context, drawing, image in zip(begun, contexts, drawings, policy.decode(drawings), strict=True)

@@ -22,7 +22,7 @@ from unison.policies.base import Policy
 from unison.scenarios import t2i
 from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds, own_question_context, then_write
-from unison.types import Context, Item, Trajectory
+from unison.types import Context, Item, Sampling, Trajectory
 
 
 def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds: Seeds) -> list[Trajectory]:
@@ -53,4 +53,4 @@ def _reference_texts(
 ) -> list[str]:
     """What the policy would have said with the weights that training started from."""
     with policy.reference():
-        return policy.decode(policy.write(contexts, config.text, noise))
+        return policy.decode(policy.write(contexts, Sampling.of(config.text), noise))

@@ -3,7 +3,7 @@
 Source: UniRL, arXiv 2505.23380. `end_to_end` trains both sides by one loss, the true answer's negative log-likelihood,
 which is differentiated through the drawing: the answer's gradient reaches the logits that the drawing was drawn from,
 guided as the drawing's sampling says, at its temperature (the paper leaves all three open; for masked decoding also
-what the logits are conditioned on, `config.relax_canvas`). `split` keeps the sides
+what the logits are conditioned on, `policies.masked.masked_once_more`). `split` keeps the sides
 apart, which the paper leaves open too: answering learns the true answer whatever the drawing shows, drawing imitates
 those of its drawings about which the model answered right.
 """
@@ -62,7 +62,7 @@ SPLIT = Scenario(
 
 def _relaxed(turn: Turn, config: ScenarioConfig, seed: int) -> Relaxed:
     assert isinstance(turn.action, Tokens), "a denoising path needs no relaxation: differentiate its samples"
-    return Relaxed(turn.context, turn.action, config.relax_temperature, seed, config.relax_canvas)
+    return Relaxed(turn.context, turn.action, config.relax_temperature, seed)
 
 
 def _answers(policy: Policy, items: Sequence[Item], config: ScenarioConfig) -> list[Action]:

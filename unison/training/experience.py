@@ -58,15 +58,15 @@ class Experience:
         """This process's share of the step with its rewards, what these were of all that was rolled out, and how many
         groups were discarded.
 
-        Groups of equal rewards make room for others while `optim.refills` lasts (dynamic sampling, DAPO, arXiv
+        Groups of equal rewards make room for others while `step.refills` lasts (dynamic sampling, DAPO, arXiv
         2503.14476, eq. 11); the first of them fill what is left.
 
         Raises:
             RewardsFailed: the step may be begun again.
         """
         drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
-        share = self.config.optim.items_per_step // self.processes.teams
-        for refill in range(1 + self.config.optim.refills):
+        share = self.config.step.items // self.processes.teams
+        for refill in range(1 + self.config.step.refills):
             if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
                 break
             with self.clock("rollout"):
@@ -81,7 +81,7 @@ class Experience:
         """This process's share of the next items, G trajectories each or its share of them, without those whose ids the
         step has already."""
         config = self.config
-        indices = step_items(self.items, config.optim.items_per_step, self.batches, config.seed)
+        indices = step_items(self.items, config.step.items, self.batches, config.seed)
         self.batches += 1
         items = [self.items[i] for i in self.processes.share_of_items(indices)]
         group = config.scenario.group_size // config.distributed.processes_per_group
@@ -94,7 +94,7 @@ class Experience:
         self, scenario: Scenario, items: Sequence[Item], settings: ScenarioConfig, seeds: Seeds, *finished: Finished
     ) -> list[Trajectory]:
         """G trajectories for every item, of whichever policy makes the rollouts."""
-        chunk = self.config.optim.rollout_items or max(len(items), 1)
+        chunk = self.config.step.rollout_items or max(len(items), 1)
         with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
             return roll_out(self.policy, scenario, items, settings, seeds, chunk, *finished)
 

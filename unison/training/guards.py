@@ -7,6 +7,8 @@ from collections import deque
 from statistics import median
 
 WINDOW, LEAST = 64, 8
+MOST_BAD = 3
+"""Updates skipped in a row after which a run saves its state and stops."""
 
 
 class NormGuard:

@@ -49,17 +49,17 @@ class RunLog:
 
     def arithmetic(self, config: RunConfig, processes: int) -> None:
         """Prints the batch arithmetic."""
-        items, group = config.optim.items_per_step, config.scenario.group_size
+        items, group = config.step.items, config.scenario.group_size
         if self.accelerator.is_main_process:
             console.print(
                 f"{config.recipe}: {items} items x {group} trajectories = {items * group} a step on {processes} "
-                f"process{'es' if processes > 1 else ''}, {config.optim.updates_per_rollout} update(s) a step, "
+                f"process{'es' if processes > 1 else ''}, {config.step.updates} update(s) a step, "
                 f"{config.optim.steps} steps -> {self.run}"
             )
-            if config.optim.scoring != "rounds":
+            if config.scoring.drawings != "rounds":
                 console.print(
-                    f"drawings are scored by {config.optim.scoring}: the ratio, logp_difference, clip_fraction, kl and "
-                    "entropy of images are those of a surrogate, not of the drawings' own log-probabilities"
+                    f"drawings are scored by {config.scoring.drawings}: the ratio, logp_difference, clip_fraction, kl "
+                    "and entropy of images are those of a surrogate, not of the drawings' own log-probabilities"
                 )
 
     def spent(self, phase: str, seconds: float) -> None:

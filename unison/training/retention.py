@@ -15,6 +15,10 @@ from unison.objectives.advantage import advantages_of
 from unison.rewards import load_rewards, score
 from unison.types import Item, Metrics, Trajectory, group_rows
 
+REPLAY_REWARDS = {"accuracy": 1.0}
+FALL = 0.05  # how far a watched figure may lie below the first evaluation's
+KL_FACTOR = 2.0  # what a fall raises the coefficients of the KL divergence by, each time
+
 
 @dataclass(frozen=True)
 class Fall:
@@ -36,9 +40,9 @@ class Retention:
         self.config, self.run = config.retention, config
         self.first: Evaluation | None = None
         self.kl_factor, self.stopped = 1.0, False
-        self.rewards = load_rewards(self.config.replay_rewards, config.remote)
-        data = self.config.data
-        self.items = open_items(data.train, "train", data, config.seed, size) if self.config.replay_items else None
+        self.rewards = load_rewards(REPLAY_REWARDS, config.remote)
+        data, replays = self.config.data, self.config.replay_items
+        self.items = open_items(data.train, "train", data, config.seed, size) if replays else None
         self.probe = self._probe() if self.config.probe_items else []
 
     def _probe(self) -> list[Item]:
@@ -55,7 +59,7 @@ class Retention:
 
     def judge(self, answers: Sequence[Trajectory], policy: object) -> tuple[list[float | None], Metrics]:
         """Advantages of replayed answers, each within its group, and the means of their rewards."""
-        metrics = score(answers, self.rewards, self.config.replay_rewards, policy)
+        metrics = score(answers, self.rewards, REPLAY_REWARDS, policy)
         rewards = [answer.reward for answer in answers]
         advantages, _ = advantages_of(rewards, group_rows(answers), self.run.advantage)
         return advantages, {f"replay/{name}": value for name, value in metrics.items()}
@@ -65,11 +69,11 @@ class Retention:
         if fallen and self.config.on_fall == "stop":
             self.stopped = True
         if fallen and self.config.on_fall == "raise_kl":
-            self.kl_factor *= self.config.kl_factor
+            self.kl_factor *= KL_FACTOR
 
 
 def falls(first: Evaluation, now: Evaluation, config: RetentionConfig) -> list[Fall]:
-    """The watched figures that have fallen by more than `config.fall`, with the whole interval of the difference.
+    """The watched figures that have fallen by more than FALL, with the whole interval of the difference.
 
     Raises:
         ValueError: the first evaluation lacks a watched figure.
@@ -79,7 +83,7 @@ def falls(first: Evaluation, now: Evaluation, config: RetentionConfig) -> list[F
         if name not in known:
             raise ValueError(f"retention.watch: evaluations have no figure {name!r}; they have {', '.join(known)}")
     changes = [Fall(name, change(first, now, known[name])) for name in config.watch]
-    return [fall for fall in changes if fall.change.high < -config.fall]
+    return [fall for fall in changes if fall.change.high < -FALL]
 
 
 def change(first: Evaluation, now: Evaluation, field: str) -> Estimate:

@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from unison.config import OptimConfig, RunConfig
+from unison.config import RunConfig, ScoringConfig
 from unison.policies.base import Policy
 from unison.types import Action, Latents, Metrics, Tokens, Trajectory
 
@@ -33,7 +33,7 @@ class Throughput:
     def __init__(self, config: RunConfig, policy: Policy) -> None:
         kind = getattr(torch, config.policy.compute_dtype)
         self.config, self.policy = config, policy
-        self.peak = config.peak_flops or measured_peak(policy.device, kind)
+        self.peak = measured_peak(policy.device, kind)
 
     def of_step(self, trajectories: Sequence[Trajectory], phases: Metrics) -> Metrics:
         """Figures from what was trained on and the seconds of each phase."""
@@ -54,7 +54,7 @@ class Throughput:
         weights, trained = matrix_weights(network), matrix_weights(network, trained=True)
         backward = weights + trained if trained else 0
         anchors = weights if self.config.objective.has_penalty or self.config.objective.from_reference else 0
-        scored = scored_share(action, self.config.optim) * positions
+        scored = scored_share(action, self.config.scoring) * positions
         return 2.0 * (positions * weights + scored * (weights + backward + anchors))
 
 
@@ -65,19 +65,19 @@ def matrix_weights(network: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in matrices if p.requires_grad or not trained)
 
 
-def scored_share(action: Action, optim: OptimConfig) -> float:
+def scored_share(action: Action, scoring: ScoringConfig) -> float:
     """What an update reads of an action, as a share of what sampling it read."""
     sampling = action.sampling
     branches = 0.5 if action.modality == "image" and sampling.guidance != 1 and not sampling.scores_guided else 1.0
     if isinstance(action, Latents):
         trained = int(action.mask.sum())
-        return branches * min(optim.scored_rounds or trained, trained) / max(len(action), 1)
+        return branches * min(scoring.rounds or trained, trained) / max(len(action), 1)
     rounds = len(action.order.unique())
     if rounds == len(action):  # one position after another, all in one pass
         return branches
-    if optim.scoring != "rounds":
+    if scoring.drawings != "rounds":
         return branches / rounds
-    return branches * min(optim.scored_rounds or rounds, rounds) / rounds
+    return branches * min(scoring.rounds or rounds, rounds) / rounds
 
 
 @cache

@@ -7,24 +7,21 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from unison import scenarios
-from unison.config import RunConfig, to_json
-from unison.config.checks import teams_of
+from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
 from unison.evaluation.environment import describe
-from unison.evaluation.held_out import Evaluation, Pictures, evaluate, joined
+from unison.evaluation.held_out import GALLERY, Evaluation, Pictures, evaluate, joined
 from unison.objectives import demands, require_states
 from unison.policies import load_policy
 from unison.policies.base import WeightCopy, moving_reference
 from unison.reports.page import write_report
 from unison.rewards import load_rewards
-from unison.training import checkpoint, distributed
+from unison.training import checkpoint, distributed, guards
 from unison.training.distributed import Processes
 from unison.training.experience import Experience, RewardsFailed
-from unison.training.guards import complaint
 from unison.training.log import RunLog
 from unison.training.profiling import traced
 from unison.training.retention import Retention, falls
@@ -41,8 +38,9 @@ class Trainer:
         ValueError: anything in the configuration, data or checkpoint that cannot work, before training starts.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False) -> None:
-        self.config, self.run = config, Path(config.out)
+    def __init__(self, config: RunConfig, resume: bool = False, profile: int = 0) -> None:
+        """`profile` steps after the first are traced into the run folder by torch's profiler."""
+        self.config, self.run, self.profile = config, Path(config.out), profile
         scenario = scenarios.find(config.scenario.name)
         self.rewards = load_rewards(config.rewards, config.remote)
         self.measures = load_rewards(config.evaluation.rewards, config.remote)
@@ -84,7 +82,7 @@ class Trainer:
         if self.step == 0:
             self.evaluate(config.evaluation.items)
             self.save()
-        profile = traced(self.run, config.profile, self.processes.index)
+        profile = traced(self.run, self.profile, self.processes.index)
         with self.log.progress(self.step), profile as step_is_over:
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
@@ -127,10 +125,10 @@ class Trainer:
             RuntimeError: too many updates in a row were skipped; the run can be resumed after the last of them.
         """
         bad = self.update.bad_steps
-        if bad >= self.config.optim.max_bad_steps:
+        if bad >= guards.MOST_BAD:
             self.update.bad_steps = 0
             self.save()
-            raise RuntimeError(complaint(bad, self.step, str(self.run / "checkpoints" / "last")))
+            raise RuntimeError(guards.complaint(bad, self.step, str(self.run / "checkpoints" / "last")))
 
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
 
@@ -139,9 +137,8 @@ class Trainer:
         config = self.config
         with self.clock("evaluation"), self.weights.gathered():
             items = self.processes.share([self.held_out[i] for i in range(min(count, len(self.held_out)))])
-            shown = len(self.processes.share(range(config.evaluation.gallery)))
-            pictures = Pictures(self.run, f"eval/{self.step:06d}")
-            settings = (config.scenario, replace(config.evaluation, gallery=shown), self.step, pictures, self.measures)
+            pictures = Pictures(self.run, f"eval/{self.step:06d}", len(self.processes.share(range(GALLERY))))
+            settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
             with self._exported():
                 own = evaluate(self.policy, items, *settings, self.processes.share(self.retention.probe))
         result = joined(self.processes.every(own))
@@ -164,9 +161,7 @@ class Trainer:
 
     def _exported(self) -> AbstractContextManager[None]:
         """Inside it the policy has the weights that are evaluated and exported."""
-        if self.config.optim.exported == "average" and self.average:
-            return self.average.in_place()
-        return nullcontext()
+        return self.average.in_place() if self.average else nullcontext()
 
     def _watch(self, result: Evaluation) -> None:
         """Reacts where a watched figure has fallen since the first evaluation."""

@@ -76,7 +76,7 @@ class Updater:
         groups = [
             self._group(item, rows, trajectories, advantages, seed) for item, rows in group_rows(trajectories).items()
         ]
-        size = math.ceil(len(groups) / self.config.optim.updates_per_rollout)
+        size = math.ceil(len(groups) / self.config.step.updates)
         with self.weights.gathered():
             groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         count = self.processes.most(math.ceil(len(groups) / max(size, 1)))
@@ -103,7 +103,7 @@ class Updater:
     ) -> list[Sample]:
         """The turns of an item's trajectories, each with its own advantage or else its trajectory's."""
         turns = [(turn, a) for row in rows if (a := advantages[row]) is not None for turn in trajectories[row].turns]
-        selected = self.policy.select([turn.action for turn, _ in turns], self.config.optim, seed)
+        selected = self.policy.select([turn.action for turn, _ in turns], self.config.scoring, seed)
         return [
             Sample(turn, advantage if turn.advantage is None else turn.advantage, s, item)
             for (turn, advantage), s in zip(turns, selected, strict=True)
@@ -120,11 +120,11 @@ class Updater:
         return [replace(s, selected=k) for s, k in zip(group, known, strict=True)]
 
     def _micro_batches(self, groups: Sequence[Sequence[Sample]], modality: Modality) -> Iterator[list[Sample]]:
-        optim = self.config.optim
-        for start in range(0, len(groups), optim.micro_batch_items):
-            some = groups[start : start + optim.micro_batch_items]
+        step = self.config.step
+        for start in range(0, len(groups), step.micro_batch_items):
+            some = groups[start : start + step.micro_batch_items]
             chunk = [s for group in some for s in group if s.turn.action.modality == modality]
-            size = (optim.micro_batch_images if modality == "image" else 0) or max(1, len(chunk))
+            size = (step.micro_batch_images if modality == "image" else 0) or max(1, len(chunk))
             yield from (chunk[first : first + size] for first in range(0, len(chunk), size))
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Updater:
         for chunk, reference in chunks:
             batch = self._batch(chunk, modality, total, objective, reference)
             loss, part = self.loss(batch, objective)
-            if self.config.optim.old_logp == "recomputed":
+            if self.config.scoring.old_logp == "recomputed":
                 part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
             if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
                 self.processes.accelerator.backward(loss)
@@ -202,7 +202,7 @@ class Updater:
         reference: Reference,
     ) -> TurnBatch:
         contexts, selected = [s.turn.context for s in samples], [s.selected for s in samples]
-        share = decision_shares(pad_stack([s.counted for s in selected]), modality, total, objective)
+        share = decision_shares(pad_stack([s.counted for s in selected]), total, objective)
         actions = [s.action for s in selected]
         if reference.anchors is not None:
             logps, kls = zip(*self.policy(contexts, actions, reference.anchors), strict=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from unison.config.checks import check_sampling
+from unison.config import check_sampling
 from unison.data.rows import read_image
 from unison.evaluation.suites.common import Job, state_of
 from unison.policies.base import Policy
@@ -54,8 +54,8 @@ class DrawingOptions:
     @property
     def sampling(self) -> Sampling:
         return Sampling(
-            self.temperature,
-            self.guidance,
+            temperature=self.temperature,
+            guidance=self.guidance,
             rounds=self.rounds,
             choice_temperature=self.choice_temperature,
             steps=self.steps,

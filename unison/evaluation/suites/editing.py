@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from unison.config import DataConfig, ScenarioConfig
-from unison.config.checks import check_sampling
+from unison.config import DataConfig, ScenarioConfig, check_sampling
 from unison.data import Items, TableItems, open_items
 from unison.evaluation.held_out import by_task
 from unison.evaluation.suites.batches import finish_rows
@@ -107,8 +106,8 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
 
 
 def _open(options: Options) -> Items:
-    config = DataConfig(eval=options.data, world="edits", columns=options.columns)
-    items = open_items(options.data, "eval", config, 0, options.items or WORLD_ITEMS)
+    config, source = DataConfig(columns=options.columns), "world:edits" if options.data == "world" else options.data
+    items = open_items(source, "eval", config, 0, options.items or WORLD_ITEMS)
     if isinstance(items, TableItems) and (bad := items.complaints()):
         raise ValueError(bad[0])
     return items

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unison.config import EvalConfig, ScenarioConfig
-from unison.config.checks import check_sampling
+from unison.config import EvalConfig, ScenarioConfig, check_sampling
 from unison.data import Items, WorldItems
 from unison.evaluation.held_out import by_task, evaluate_batch
 from unison.evaluation.suites.batches import finish_rows

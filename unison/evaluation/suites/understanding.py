@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unison.answers import REPLY_FORMAT, is_formatted, is_right
-from unison.config import DataConfig, ScenarioConfig
-from unison.config.checks import check_sampling
+from unison.config import DataConfig, ScenarioConfig, check_sampling
 from unison.data import Items, TableItems, open_items
 from unison.data.rows import BadRow
 from unison.evaluation.held_out import by_task, measured

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unison.answers import REPLY_FORMAT
-from unison.config import DataConfig, EvalConfig, ScenarioConfig
+from unison.config import DataConfig, EvalConfig, ScenarioConfig, is_prompts
 from unison.data import open_items
 from unison.evaluation.held_out import EVAL_SEED, Pictures, by_cut, evaluate_batch, fields
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import Job, Record, Result
 from unison.evaluation.suites.ledger import Ledger
 from unison.rewards import load_rewards
-from unison.types import Item, RewardFn, Sampling
+from unison.types import ImageSampling, Item, RewardFn, Sampling
 
 NAME = "world"
 GALLERY = 24  # items that are kept as pictures
@@ -55,12 +55,12 @@ class Options:
 
     @property
     def asks_own(self) -> bool:
-        return self.own_drawings or self.data == "prompts"
+        return self.own_drawings or is_prompts(self.data)
 
     @property
     def scenario(self) -> ScenarioConfig:
         """How texts and drawings are sampled."""
-        image = Sampling(guidance=self.guidance, rounds=self.rounds, steps=self.steps)
+        image = ImageSampling(guidance=self.guidance, rounds=self.rounds, steps=self.steps)
         return ScenarioConfig(text=Sampling(max_tokens=self.max_tokens), image=image)
 
 
@@ -79,8 +79,9 @@ def _held_out(options: Options) -> list[Item]:
     if options.data == "world":
         data = DataConfig(questions=options.questions, question_suffix=REPLY_FORMAT)
     else:
-        data = DataConfig(eval=options.data, excluded=options.excluded)
-    items = open_items(options.data, "eval", data, 0, options.items)
+        data = DataConfig()
+    source = f"{options.data}:{options.excluded}" if options.excluded else options.data
+    items = open_items(source, "eval", data, 0, options.items)
     return [items[i] for i in range(min(options.items, len(items)))]
 
 

@@ -335,7 +335,7 @@ class Scoring:
 
     @classmethod
     def of(cls, config: PolicyConfig) -> Scoring:
-        return cls(config.recompute, config.attention == "flex")
+        return cls(config.gradient_checkpointing, config.attention == "flex")
 
 
 IN_ROWS = Scoring()

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from unison.policies.decisions import tokens
 from unison.policies.decisions.selection import GIVEN
 from unison.policies.decoding import causal
-from unison.types import RelaxedCanvas, Sampling
+from unison.types import Sampling
 
 SMALLEST = 1e-20  # below it probabilities and uniform numbers are lifted before their logarithm is taken, as upstream
 
@@ -293,36 +293,25 @@ def score(
     return flat.new_zeros(codes.numel()).index_put((torch.cat(places),), flat).view_as(codes)
 
 
-def masked_once_more(order: Tensor, canvas: RelaxedCanvas, seed: int) -> Tensor:
+def masked_once_more(order: Tensor, seed: int) -> Tensor:
     """Positions of a drawing that are masked in the pass that its loss is differentiated through (`relax`).
 
     By the definition above each code's logits are those of the round that kept it, which would cost a pass for every
-    round. "round" is the nearest that one pass offers: its canvas is one that the drawing was really decided on, the
-    codes of that round get the very logits they were drawn from, and those still to come logits that they were drawn
-    from once and thrown away. "masked" teaches the first round alone, what each code is by the prompt and no other
-    code; "random" meets canvases that the sampler, which starts with what it is sure of, does not. (To relax only the
-    codes of the round taken, weighted by the number of rounds, would be unbiased, but says far less of its gradient in
-    a single pass.)
+    round. The nearest that one pass offers are the positions that one of the drawing's own rounds, taken at random,
+    read as masked: its canvas is one that the drawing was really decided on, the codes of that round get the very
+    logits they were drawn from, and those still to come logits that they were drawn from once and thrown away. (To
+    relax only the codes of the round taken, times the number of rounds, would be unbiased, but says far less of its
+    gradient in a single pass.)
 
     Args:
         order: [N] the round of each decision.
-        canvas: "masked" masks all, "random" a random cosine share of random ones, as in pretraining, and "round" those
-            that one of the drawing's own rounds, taken at random, read as masked.
         seed: of the choice.
 
     Returns:
         [N] bool, at least one.
     """
-    generator = torch.Generator().manual_seed(seed)
-    match canvas:
-        case "masked":
-            return torch.ones_like(order, dtype=torch.bool)
-        case "random":
-            share, u = torch.rand(1, generator=generator), torch.rand(1, len(order), generator=generator)
-            return random_masking(share, u)[0]
-        case "round":
-            rounds = order.unique()
-            return order >= rounds[torch.randint(len(rounds), (1,), generator=generator)]
+    rounds, generator = order.unique(), torch.Generator().manual_seed(seed)
+    return order >= rounds[torch.randint(len(rounds), (1,), generator=generator)]
 
 
 def relax(

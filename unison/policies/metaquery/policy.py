@@ -15,7 +15,7 @@ so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
 Supervised, a picture is one noisy state of itself: `encode` draws noise, a level sigmoid(N(0, 1)) in the time shift of
 the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss
 (`noising.py`). A drawing of the policy's own can be scored so too, at the levels of its schedule and with nothing
-hidden (`optim.scoring` "noised").
+hidden (`scoring.drawings` "noised").
 
 Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing, guidance and its training.
 """
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from unison.config import OptimConfig, PolicyConfig
+from unison.config import PolicyConfig, ScoringConfig
 from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
 from unison.policies.decisions import noising, sde, selection
 from unison.policies.decisions.tokens import beside_divergence, uniforms
@@ -306,7 +306,7 @@ class MetaQuery(Policy):
         runs = self._see([self.chat.pieces(prompt) for prompt in prompts], self.network.config.source_side)
         embeds = [torch.cat([row, queries.to(row.dtype)]) for row in self._embed(runs)]
         places = [positions(row, more=len(queries)) for row in runs]
-        again = self.config.recompute
+        again = self.config.gradient_checkpointing
         states = causal.run_prefixes(self.decoder, embeds, keep=False, positions=places, recompute=again).hidden
         return self.network.bridge(states[:, -len(queries) :])
 
@@ -394,11 +394,11 @@ class MetaQuery(Policy):
                 velocity = self._conditioned([asked], [1.0], edit)
             yield own, velocity, [drawings[row] for row in own]
 
-    def select(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Selected]:
-        whole = super().select(actions, optim, seed)
-        if optim.scoring == "noised":
+    def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
+        whole = super().select(actions, scoring, seed)
+        if scoring.drawings == "noised":
             whole = noising.noised_alike(whole, seed)
-        return [_select_steps(s, optim.scored_rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
+        return [_select_steps(s, scoring.rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 

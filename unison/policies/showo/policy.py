@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from unison.config import OptimConfig, PolicyConfig
+from unison.config import PolicyConfig, ScoringConfig
 from unison.policies.base import (
     Policy,
     Target,
@@ -232,7 +232,7 @@ class ShowO(Policy):
         self, table: Tensor, drawings: Sequence[Relaxed], sampling: Sampling, temperature: float
     ) -> Tensor:
         codes = torch.stack([d.action.ids for d in drawings]).to(self.device)
-        hidden = [masked.masked_once_more(d.action.order, d.canvas, d.seed) for d in drawings]
+        hidden = [masked.masked_once_more(d.action.order, d.seed) for d in drawings]
         reader, rows = self._prompts([d.context for d in drawings], sampling.scores_guided)
         return masked.relax(
             reader,
@@ -319,9 +319,9 @@ class ShowO(Policy):
             logps |= dict(zip(rows, scored, strict=True))
         return beside_divergence([logps[row] for row in range(len(actions))], anchors)
 
-    def select(self, actions: Sequence[Action], optim: OptimConfig, seed: int) -> list[Selected]:
-        whole = super().select(actions, optim, seed)
-        return [_thin_drawing(s, optim, seed) if s.action.modality == "image" else s for s in whole]
+    def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
+        whole = super().select(actions, scoring, seed)
+        return [_thin_drawing(s, scoring, seed) if s.action.modality == "image" else s for s in whole]
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -414,11 +414,11 @@ class ShowO(Policy):
         return [i for i in reply.ids.tolist() if i != self.layout.eot]
 
 
-def _thin_drawing(whole: Selected, optim: OptimConfig, seed: int) -> Selected:
+def _thin_drawing(whole: Selected, scoring: ScoringConfig, seed: int) -> Selected:
     drawing = tokens_of(whole.action)
-    if optim.scoring == "rounds":
-        return selection.of_some_rounds(whole, drawing.order, drawing.ids, optim.scored_rounds, seed)
-    least = 1.0 if optim.scoring == "whole_canvas" else optim.least_masked
+    if scoring.drawings == "rounds":
+        return selection.of_some_rounds(whole, drawing.order, drawing.ids, scoring.rounds, seed)
+    least = 1.0 if scoring.drawings == "whole_canvas" else scoring.least_masked
     order, wanted, weight = selection.one_pass(drawing.mask, least, selection.own_seed(drawing.ids, seed))
     return replace(whole, action=replace(drawing, order=order, mask=wanted), share=weight, old_logp=None)
 

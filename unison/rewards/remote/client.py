@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKEN = "UNISON_REWARD_TOKEN"
 REMOTE = "remote"
+REQUESTS, ROWS = 16, 16  # of a process at a time; most trajectories of one
 FIRST_PATIENCE = 5.0  # seconds, before training: nothing is lost yet
 
 
@@ -73,8 +74,8 @@ class RemoteReward(Client):
             timeout=config.timeout,
             attempts=10**6,  # patience ends sooner
             patience=config.patience,
-            workers=config.requests,
-            rows=config.rows,
+            workers=REQUESTS,
+            rows=ROWS,
         )
 
     def checked(self) -> RemoteReward:

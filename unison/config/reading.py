@@ -1,0 +1,50 @@
+"""Configurations as files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from typing import Any
+
+from unison.config.run import RunConfig
+
+
+def to_json(config: RunConfig) -> str:
+    """The resolved configuration as JSON; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_json(text: str) -> RunConfig:
+    """Reads a saved configuration.
+
+    Raises:
+        ValueError: an unknown field (with the nearest known one), a missing field or a value of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the configuration is not valid JSON: {error}") from error
+    _reject_unknown(values, RunConfig, "")
+    try:
+        return TypeAdapter(RunConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if cause := first.get("ctx", {}).get("error"):  # a rule of our own, which says all
+            raise ValueError(str(cause)) from error
+        where = ".".join(str(x) for x in first["loc"]) or "configuration"
+        raise ValueError(f"{where} = {first['input']!r}: {first['msg']}") from error
+
+
+def _reject_unknown(values: Any, kind: type, where: str) -> None:
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(hints)}"
+            raise ValueError(f"unknown field {where}{name} = {value!r}; {remedy}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
+            _reject_unknown(value, hints[name], f"{where}{name}.")  # type: ignore[arg-type]
