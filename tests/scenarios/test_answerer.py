@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from unison import scenarios
 from unison.config import EvalConfig, PolicyConfig, RunConfig, ScenarioConfig
 from unison.evaluation.held_out import evaluate
 from unison.planning.memory import estimate_memory
@@ -165,4 +166,4 @@ def test_the_reference_has_its_place_in_the_memory(checkpoint: Path, tmp_path: P
 def test_a_scenario_without_judged_replies_has_no_answerer_to_choose() -> None:
     run = unirl.tiny_janus_sft()
     with pytest.raises(ValueError, match=r"scenario.answerer = 'both': must be 'policy' in 'self_sft'"):
-        replace(run, scenario=replace(run.scenario, answerer="both"))
+        scenarios.check(replace(run, scenario=replace(run.scenario, answerer="both")))

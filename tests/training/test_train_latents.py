@@ -35,6 +35,7 @@ from unison.config import (
     to_json,
 )
 from unison.evaluation.held_out import evaluate
+from unison.objectives import has_penalty
 from unison.policies.base import Policy, by_kind, sampled
 from unison.policies.decisions import noising, sde, selection, tokens
 from unison.scenarios.common import Seeds, windowed
@@ -566,8 +567,8 @@ def test_settings_of_drawings_default_to_those_of_all_decisions() -> None:
     own = replace(common, image_clip=1e-4, image_kl_beta=4e-3)
     assert own.of("text") == own
     assert [getattr(own.of("image"), name) for name in ("clip_low", "clip_high", "kl_beta")] == [1e-4, 1e-4, 4e-3]
-    assert own.has_penalty
-    assert not replace(own, kl_beta=0.0, image_kl_beta=0.0).has_penalty
+    assert has_penalty(own)
+    assert not has_penalty(replace(own, kl_beta=0.0, image_kl_beta=0.0))
 
 
 def test_denoising_settings_are_saved_and_read_back(start: Callable[..., Trainer]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from unison import recipes
 from unison.config import AdvantageConfig, ObjectiveConfig, PolicyConfig, RunConfig
+from unison.objectives.base import Objective
 from unison.objectives.grpo import grpo
 from unison.policies.decoding import masked
 from unison.policies.janus.policy import Janus
@@ -249,7 +250,7 @@ def test_old_log_probabilities_of_a_later_update_are_those_of_the_policy_that_sa
     with torch.no_grad():
         expected = trainer.policy([t.turns[0].context for t in trajectories], [s.action for s in scored])
     batches: list[TurnBatch] = []
-    trainer.update.loss = lambda batch, settings: batches.append(batch) or grpo(batch, settings)
+    trainer.update.objective = Objective(lambda batch, settings: batches.append(batch) or grpo(batch, settings))
     trainer.update(trajectories, [float(i % 2) for i in range(len(trajectories))], trainer.step)
     assert len(batches) == 4
     assert torch.allclose(torch.cat([batch.old_logp for batch in batches]), torch.stack(expected), atol=1e-4)

@@ -17,7 +17,7 @@ To add an option, give its section a field with a range and a sentence; a rule w
 from unison.config.checks import teams_of
 from unison.config.data import DataConfig, Suffix, WorldKind, is_prompts, world_kind
 from unison.config.evaluation import EvalConfig, RetentionConfig
-from unison.config.fields import check_fields, pick
+from unison.config.fields import check_fields, pick, require
 from unison.config.learning import AdvantageConfig, ObjectiveConfig, OptimConfig, Scoring, ScoringConfig, StepConfig
 from unison.config.machines import DistributedConfig, RemoteConfig, ServeConfig, Strategy
 from unison.config.policy import JoinConfig, PolicyConfig, Recompute
@@ -55,6 +55,7 @@ __all__ = [
     "from_json",
     "is_prompts",
     "pick",
+    "require",
     "teams_of",
     "to_json",
     "world_kind",

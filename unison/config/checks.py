@@ -28,44 +28,16 @@ def check_together(config: RunConfig) -> None:
     require(own or not is_prompts(config.data.eval), "evaluation.own_drawings", own, rule)
     decay, rule = config.optim.ema_decay, "0 under distributed.strategy = 'fsdp2', which has no average"
     require(config.distributed.strategy == "ddp" or not decay, "optim.ema_decay", decay, rule)
-    _check_objective(config)
     _check_retention(config)
     _check_split(config)
 
 
-def _check_objective(config: RunConfig) -> None:
-    objective, scoring, kind = config.objective, config.scoring, config.advantage.kind
-    name, decay, guidance = objective.name, objective.reference_decay, config.scenario.image.guidance
-    rule = "1: this run has no reference"
-    require(decay == 1 or config.needs_reference, "objective.reference_decay", decay, rule)
-    rule = f"'pair' with 'dpo' alone; the objective is {name!r}"
-    require((kind == "pair") == (name == "dpo"), "advantage.kind", kind, rule)
-    if name in ("dpo", "nft"):
-        held = (objective.kl_beta, objective.image_kl_beta)
-        require(not any(held), "objective.kl_beta, image_kl_beta", held, f"0 with {name!r}, which beta holds back")
-    if name == "dpo":
-        images, rule = config.step.micro_batch_images, "0: 'dpo' compares the two drawings of a pair"
-        require(not images, "step.micro_batch_images", images, rule)
-        whole, rule = objective.level == "sequence", "0: 'dpo' compares both drawings at every level of noise"
-        require(whole or not scoring.rounds, "scoring.rounds", scoring.rounds, rule)
-    if name == "nft":
-        require(scoring.drawings == "noised", "scoring.drawings", scoring.drawings, "'noised' with 'nft'")
-        rule = "1 with 'nft', which learns from what the model draws without guidance"
-        require(guidance == 1, "scenario.image.guidance", guidance, rule)
-
-
 def _check_retention(config: RunConfig) -> None:
-    """Answers that are replayed are compared within their group, by an objective that knows tokens."""
     retention, kind, every = config.retention, config.advantage.kind, config.evaluation.every
-    replayed, objective = retention.replay_items, config.objective
     rule = "'group' or 'mean' with retention.replay_items, whose answers are compared within their group"
-    require(kind in ("group", "mean") or not replayed, "advantage.kind", kind, rule)
-    rule = "one for tokens too with retention.replay_items"
-    require(not objective.compares_states or not replayed, "objective.name", objective.name, rule)
+    require(kind in ("group", "mean") or not retention.replay_items, "advantage.kind", kind, rule)
     rule = "above 0 with retention.watch, which looks at evaluations during training"
     require(every > 0 or not retention.watch, "evaluation.every", every, rule)
-    raised, rule = retention.on_fall == "raise_kl", "above 0, or objective.image_kl_beta, with retention.on_fall = {!r}"
-    require(objective.has_penalty or not raised, "objective.kl_beta", objective.kl_beta, rule.format("raise_kl"))
 
 
 def _check_split(config: RunConfig) -> None:

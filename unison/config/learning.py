@@ -37,9 +37,9 @@ class ObjectiveConfig(Section):
 
     place: ClassVar[str] = "objective"
 
-    name: Literal["grpo", "dpo", "nft", "sft"] = "grpo"
-    """Clipped policy gradient, preference of the best sibling over the worst, DiffusionNFT's contrast on the forward
-    process, or negative log-likelihood weighted by the advantage."""
+    name: str = "grpo"
+    """grpo: clipped policy gradient; dpo: preference of the best sibling over the worst; nft: DiffusionNFT's contrast
+    on the forward process; sft: negative log-likelihood times the advantage."""
     level: Literal["decision", "sequence"] = "decision"
     """What grpo takes a ratio of, and dpo a preference: every decision, or a whole action (GSPO; DPO of texts)."""
     beta: Positive = 0.1
@@ -69,36 +69,8 @@ class ObjectiveConfig(Section):
         clip_low, clip_high = (
             c if self.image_clip is None else self.image_clip for c in (self.clip_low, self.clip_high)
         )
-        return dataclasses.replace(self, clip_low=clip_low, clip_high=clip_high, kl_beta=self._image_kl_beta)
-
-    @property
-    def _image_kl_beta(self) -> float:
-        return self.kl_beta if self.image_kl_beta is None else self.image_kl_beta
-
-    @property
-    def has_penalty(self) -> bool:
-        """Whether a divergence from the reference is a part of the loss."""
-        return self.kl_beta > 0 or self._image_kl_beta > 0 or self.samples_reference
-
-    @property
-    def needs_distance(self) -> bool:
-        """Whether the batch holds the divergence from the reference; of settings for one modality."""
-        return self.kl_beta > 0 or self.samples_reference
-
-    @property
-    def from_reference(self) -> bool:
-        """Whether log-probabilities are measured from the reference's, not from the policy's that sampled."""
-        return self.name == "dpo"
-
-    @property
-    def samples_reference(self) -> bool:
-        """Whether the reference makes the rollouts."""
-        return self.name == "nft"
-
-    @property
-    def compares_states(self) -> bool:
-        """Whether it is defined for noisy states of drawings alone, not for tokens."""
-        return self.name == "nft" or (self.name == "dpo" and self.level == "decision")
+        kl_beta = self.kl_beta if self.image_kl_beta is None else self.image_kl_beta
+        return dataclasses.replace(self, clip_low=clip_low, clip_high=clip_high, kl_beta=kl_beta)
 
 
 @dataclass(frozen=True)

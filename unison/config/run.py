@@ -55,16 +55,6 @@ class RunConfig(Section):
         super().__post_init__()
         check_together(self)
 
-    @property
-    def rolls_out_reference(self) -> bool:
-        """Whether the reference takes part in rollouts."""
-        return self.objective.samples_reference or self.scenario.asks_reference
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the run keeps the weights that it starts from."""
-        return self.objective.has_penalty or self.objective.from_reference or self.scenario.asks_reference
-
 
 COLD_START = "cold-start"
 """Name of the stage of a chain that may be left out."""

@@ -42,9 +42,6 @@ class ScenarioConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = "'policy' in {!r}: self_improve and self_sft_split alone have replies about own drawings that are judged"
-        judged = self.name in ("self_improve", "self_sft_split")
-        require(judged or not self.asks_reference, "scenario.answerer", self.answerer, rule.format(self.name))
         check_sampling(self.image, "scenario.image")
         steps, width = self.image.steps, self.window.width
         require(width <= steps, "scenario.window.width", width, f"at most scenario.image.steps = {steps}")

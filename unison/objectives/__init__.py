@@ -1,24 +1,99 @@
-"""Objectives by name: pure functions from a batch to a loss and its metrics; and what settings ask of a model."""
+"""Objectives: pure functions from a batch of turns to a loss and its metrics, and what they ask of a run.
+
+    base.py       what an objective is and asks for
+    advantage.py  rewards of groups become advantages
+    grpo.py       clipped policy gradient; how decisions share the loss of a step
+    dpo.py        the best of a group is preferred to the worst
+    nft.py        good and bad drawings are contrasted on the forward process
+    sft.py        negative log-likelihood of given decisions
+
+To add one: a file with a function of a batch and an `OBJECTIVE` that declares what it needs, and a line in OBJECTIVES;
+a set of settings with a name is an algorithm (`recipes/algorithms.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from unison.config import ObjectiveConfig, RunConfig, pick, require
+from unison.objectives import dpo, grpo, nft, sft
+from unison.objectives.base import Objective
+from unison.types import ImageSampling
 
-from torch import Tensor
-
-from unison.config import ObjectiveConfig, RunConfig
-from unison.objectives.dpo import dpo
-from unison.objectives.grpo import grpo
-from unison.objectives.nft import nft
-from unison.objectives.sft import sft
-from unison.types import ImageSampling, Metrics, TurnBatch
-
-OBJECTIVES: dict[str, Callable[[TurnBatch, ObjectiveConfig], tuple[Tensor, Metrics]]] = {
-    "grpo": grpo,
-    "dpo": dpo,
-    "nft": nft,
-    "sft": sft,
+OBJECTIVES: dict[str, Objective] = {
+    "grpo": grpo.OBJECTIVE,
+    "dpo": dpo.OBJECTIVE,
+    "nft": nft.OBJECTIVE,
+    "sft": sft.OBJECTIVE,
 }
+
+
+def find(config: ObjectiveConfig) -> Objective:
+    """The objective of these settings.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return pick(OBJECTIVES, config.name, "objective.name")
+
+
+# -- the reference ---------------------------------------------------------------------------------------------------
+
+
+def needs_distance(config: ObjectiveConfig) -> bool:
+    """Whether the batch holds the divergence from the reference; of settings for one modality."""
+    return config.kl_beta > 0 or find(config).samples_reference
+
+
+def has_penalty(config: ObjectiveConfig) -> bool:
+    """Whether a divergence from the reference is a part of the loss of either modality."""
+    return needs_distance(config) or needs_distance(config.of("image"))
+
+
+def asks_reference(config: ObjectiveConfig) -> bool:
+    """Whether an update asks the reference about what was sampled."""
+    return has_penalty(config) or find(config).from_reference
+
+
+def rolls_out_reference(config: RunConfig) -> bool:
+    """Whether the reference takes part in rollouts."""
+    return find(config.objective).samples_reference or config.scenario.asks_reference
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether the run keeps the weights that it starts from."""
+    return asks_reference(config.objective) or config.scenario.asks_reference
+
+
+# -- what settings ask of each other and of a model --------------------------------------------------------------------
+
+
+def check(config: RunConfig, verbs: tuple[str, ...]) -> None:
+    """Rejects settings that the objective has no meaning with, before anything is loaded.
+
+    Args:
+        verbs: what the scenario has the policy do.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    objective, name, kind = find(config.objective), config.objective.name, config.advantage.kind
+    decay, rule = config.objective.reference_decay, "1: this run has no reference"
+    require(decay == 1 or needs_reference(config), "objective.reference_decay", decay, rule)
+    those = " or ".join(repr(n) for n, o in OBJECTIVES.items() if o.pairs)
+    rule = f"'pair' with {those} alone; the objective is {name!r}"
+    require((kind == "pair") == objective.pairs, "advantage.kind", kind, rule)
+    objective.check(config)
+    states, retention = _compares_states(config.objective), config.retention
+    rule = "one for tokens too with retention.replay_items"
+    require(not states or not retention.replay_items, "objective.name", name, rule)
+    rule = "above 0, or objective.image_kl_beta, with retention.on_fall = 'raise_kl'"
+    held = has_penalty(config.objective) or retention.on_fall != "raise_kl"
+    require(held, "objective.kl_beta", config.objective.kl_beta, rule)
+    if states and "write" in verbs:
+        raise ValueError(
+            f"objective.name = {name!r} at level {config.objective.level!r} compares noisy states of drawings, but "
+            f"scenario.name = {config.scenario.name!r} writes: choose a scenario that draws alone, such as 't2i', or "
+            "another objective"
+        )
 
 
 def demands(config: RunConfig) -> dict[str, str]:
@@ -28,24 +103,14 @@ def demands(config: RunConfig) -> dict[str, str]:
         f"scoring.drawings = {scoring!r}": {"rounds": "", "noised": "denoise drawings"}.get(
             scoring, "mask drawings anew"
         ),
-        f"scenario.window.width = {width}": "denoise drawings" if width else "",
+        f"scenario.window.width = {width!r}": "denoise drawings" if width else "",
         f"scenario.image.sde = {sde!r}": "" if sde == ImageSampling().sde else "denoise drawings",
         f"objective.name = {config.objective.name!r} at level {config.objective.level!r}": (
-            "denoise drawings" if config.objective.compares_states else ""
+            "denoise drawings" if _compares_states(config.objective) else ""
         ),
     }
     return {setting: verb for setting, verb in asked.items() if verb}
 
 
-def require_states(config: RunConfig, verbs: tuple[str, ...]) -> None:
-    """Checks that an objective of noisy states meets no text, by the verbs of the scenario.
-
-    Raises:
-        ValueError: it would.
-    """
-    if config.objective.compares_states and "write" in verbs:
-        raise ValueError(
-            f"objective.name = {config.objective.name!r} at level {config.objective.level!r} compares noisy states of "
-            f"drawings, but scenario.name = {config.scenario.name!r} writes: choose a scenario that draws alone, such "
-            "as 't2i', or another objective"
-        )
+def _compares_states(config: ObjectiveConfig) -> bool:
+    return config.level in find(config).states_at

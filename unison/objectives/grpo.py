@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig
+from unison.objectives.base import Objective
 from unison.types import Metrics, TurnBatch
 
 
@@ -71,6 +72,9 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
         }
         sums = {name: float((value * batch.mask).sum()) for name, value in measured.items()}
     return (batch.share * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
+
+
+OBJECTIVE = Objective(grpo)
 
 
 def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:

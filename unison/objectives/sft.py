@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig
+from unison.objectives.base import Objective
 from unison.types import Metrics, TurnBatch
 
 
@@ -18,3 +19,6 @@ def sft(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     nll = torch.where(batch.mask, -batch.logp, 0.0)
     loss = (batch.share * batch.advantage[:, None] * nll).sum()
     return loss, {"nll": float(nll.detach().sum()), "decisions": float(batch.mask.sum())}
+
+
+OBJECTIVE = Objective(sft)

@@ -11,7 +11,6 @@ from unison import scenarios
 from unison.config import RunConfig
 from unison.data import StreamItems, TableItems, open_items
 from unison.data.rows import COLUMNS
-from unison.objectives import require_states
 from unison.planning.memory import ALONE, Layout, estimate_memory
 from unison.rewards import load_rewards
 
@@ -28,8 +27,7 @@ def dry_run(config: RunConfig, layout: Layout = ALONE) -> None:
         ValueError: what would have stopped the run.
     """
     console = Console()
-    scenario = scenarios.find(config.scenario.name)
-    require_states(config, scenario.verbs)
+    scenario = scenarios.check(config)
     load_rewards([*config.rewards, *config.evaluation.rewards], config.remote)
     console.print(f"recipe {config.recipe}: scenario {config.scenario.name} ({scenario.summary})")
     console.print(

@@ -18,6 +18,7 @@ from torch import nn
 
 from unison import scenarios
 from unison.config import PolicyConfig, Recompute, RunConfig, Strategy, teams_of
+from unison.objectives import needs_reference
 from unison.policies import family_of, locate
 from unison.policies.base import add_adapters, is_adapter, matches
 from unison.policies.decisions.tokens import LOGITS_PER_CHUNK
@@ -89,7 +90,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     weights, trained = _bytes(network), _bytes(network, trained=True)
     moving = config.objective.reference_decay < 1
     copied = [p for n, p in network.named_parameters() if p.requires_grad and (moving or not is_adapter(n))]
-    reference = float(sum(p.numel() * p.element_size() for p in copied)) if config.needs_reference else 0.0
+    reference = float(sum(p.numel() * p.element_size() for p in copied)) if needs_reference(config) else 0.0
     rewards, unknown = model_bytes((*config.rewards, *config.evaluation.rewards))
     work = _Work(config, sizes, network, items, config.scenario.group_size // config.distributed.processes_per_group)
     lasting = {

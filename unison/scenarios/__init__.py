@@ -20,7 +20,8 @@ and a line in SCENARIOS.
 
 from __future__ import annotations
 
-from unison.config import pick
+from unison import objectives
+from unison.config import RunConfig, pick, require
 from unison.scenarios import (
     cold_start,
     cycle_edit,
@@ -58,3 +59,18 @@ def find(name: str) -> Scenario:
         ValueError: unknown name.
     """
     return pick(SCENARIOS, name, "scenario.name")
+
+
+def check(config: RunConfig) -> Scenario:
+    """The scenario of a run whose settings it and the objective can work with, before anything is loaded.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    scenario = find(config.scenario.name)
+    those = " and ".join(name for name, one in SCENARIOS.items() if one.has_answerer)
+    rule = f"'policy' in {config.scenario.name!r}: {those} alone have replies about own drawings that are judged"
+    fits = scenario.has_answerer or not config.scenario.asks_reference
+    require(fits, "scenario.answerer", config.scenario.answerer, rule)
+    objectives.check(config, scenario.verbs)
+    return scenario

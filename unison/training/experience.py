@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeAlias
 
+from unison import objectives
 from unison.config import RunConfig, ScenarioConfig
 from unison.data import Items, step_items
 from unison.objectives.advantage import advantages_of
@@ -52,6 +53,7 @@ class Experience:
         self.config, self.scenario, self.items, self.retention = config, scenario, items, retention
         self.policy, self.processes, self.clock = policy, processes, clock
         self.ahead, self.normaliser = Ahead(rewards), Normaliser(config.reward_normalisation)
+        self.samples_reference = objectives.find(config.objective).samples_reference
         self.batches = 0  # of items that rollouts have taken
 
     def collect(self, step: int) -> tuple[list[Trajectory], Metrics, int]:
@@ -95,7 +97,7 @@ class Experience:
     ) -> list[Trajectory]:
         """G trajectories for every item, of whichever policy makes the rollouts."""
         chunk = self.config.step.rollout_items or max(len(items), 1)
-        with self.policy.reference() if self.config.objective.samples_reference else nullcontext():
+        with self.policy.reference() if self.samples_reference else nullcontext():
             return roll_out(self.policy, scenario, items, settings, seeds, chunk, *finished)
 
     def _judge(self, trajectories: Sequence[Trajectory], begun: int) -> Metrics:

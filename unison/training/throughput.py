@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from unison.config import RunConfig, ScoringConfig
+from unison.objectives import asks_reference
 from unison.policies.base import Policy
 from unison.types import Action, Latents, Metrics, Tokens, Trajectory
 
@@ -53,7 +54,7 @@ class Throughput:
         network, positions = self.policy.reads(action)
         weights, trained = matrix_weights(network), matrix_weights(network, trained=True)
         backward = weights + trained if trained else 0
-        anchors = weights if self.config.objective.has_penalty or self.config.objective.from_reference else 0
+        anchors = weights if asks_reference(self.config.objective) else 0
         scored = scored_share(action, self.config.scoring) * positions
         return 2.0 * (positions * weights + scored * (weights + backward + anchors))
 

@@ -14,7 +14,7 @@ from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
 from unison.evaluation.environment import describe
 from unison.evaluation.held_out import GALLERY, Evaluation, Pictures, evaluate, joined
-from unison.objectives import demands, require_states
+from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
 from unison.policies.base import WeightCopy, moving_reference
 from unison.reports.page import write_report
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(self, config: RunConfig, resume: bool = False, profile: int = 0) -> None:
         """`profile` steps after the first are traced into the run folder by torch's profiler."""
         self.config, self.run, self.profile = config, Path(config.out), profile
-        scenario = scenarios.find(config.scenario.name)
+        scenario = scenarios.check(config)
         self.rewards = load_rewards(config.rewards, config.remote)
         self.measures = load_rewards(config.evaluation.rewards, config.remote)
         self.retention = Retention(config, WORLD_ITEMS)
@@ -54,11 +54,10 @@ class Trainer:
         scenario.require(self.policy, items[0])
         for setting, verb in demands(config).items():
             self.policy.require(verb, setting)
-        require_states(config, scenario.verbs)
         for question in self.retention.questions(1)[:1]:
             scenarios.find("understanding").require(self.policy, question)
         self.weights = distributed.placed(self.policy, config.distributed.strategy, self.processes)
-        if config.needs_reference:
+        if needs_reference(config):
             self.policy.keep_reference()  # not before the weights are where they belong
         moving = moving_reference(self.policy) if config.objective.reference_decay < 1 else None
         self.update = Updater(config, self.policy, self.weights, self.processes, self.retention, moving)
@@ -86,7 +85,7 @@ class Trainer:
         with self.log.progress(self.step), profile as step_is_over:
             while self.step < config.optim.steps and not self.retention.stopped:
                 self.step += 1
-                with self.weights.gathered(reference=config.rolls_out_reference), self._begun_again():
+                with self.weights.gathered(reference=rolls_out_reference(config)), self._begun_again():
                     trajectories, rewards, discarded = experience.collect(self.step)  # rolled out and judged
                     replayed, their_advantages, replay = experience.replay(self.step)
                 advantages, spread = experience.advantages(trajectories)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig, RunConfig
-from unison.objectives import OBJECTIVES
+from unison.objectives import asks_reference, find, has_penalty, needs_distance
 from unison.objectives.grpo import Totals, decision_shares, sampling_difference, totals
 from unison.policies.base import Policy, WeightCopy
 from unison.training.distributed import Processes, Weights, norm
@@ -64,7 +64,7 @@ class Updater:
     ) -> None:
         self.config, self.policy, self.weights, self.processes = config, policy, weights, processes
         self.retention = retention
-        self.loss = OBJECTIVES[config.objective.name]
+        self.objective = find(config.objective)
         optimizer, self.schedule = build_optimizer(weights.trained.items(), config.optim)
         self.optimizer = weights.prepare(optimizer, moving)
         self.guard = NormGuard(config.optim.max_norm_ratio)
@@ -135,13 +135,13 @@ class Updater:
         with self.weights.gathered():
             metrics = self._accumulate(groups, said)
             self.weights.reduce()
-        informative = self.processes.any(s.advantage for g in groups for s in g) or self.config.objective.has_penalty
+        informative = self.processes.any(s.advantage for g in groups for s in g) or has_penalty(self.config.objective)
         return metrics | self._apply(informative, metrics["loss"])
 
     @torch.no_grad()
     def _ask_reference(self, groups: Sequence[Sequence[Sample]]) -> dict[Modality, list[Reference]]:
         """What the reference says of every micro-batch, before there are gradients to hold beside it."""
-        asked = any(o.needs_distance or o.from_reference for o in map(self._objective, MODALITIES))
+        asked = asks_reference(self.config.objective)
         with self.weights.gathered(reference=asked), self.policy.reference() if asked else nullcontext():
             return {
                 m: [self._reference(c, self._objective(m)) for c in self._micro_batches(groups, m)] for m in MODALITIES
@@ -150,8 +150,8 @@ class Updater:
     def _reference(self, samples: Sequence[Sample], objective: ObjectiveConfig) -> Reference:
         contexts, actions = [s.turn.context for s in samples], [s.selected.action for s in samples]
         return Reference(
-            anchors=self.policy.anchors(contexts, actions) if objective.needs_distance else None,
-            logps=self.policy(contexts, actions) if objective.from_reference else None,
+            anchors=self.policy.anchors(contexts, actions) if needs_distance(objective) else None,
+            logps=self.policy(contexts, actions) if self.objective.from_reference else None,
         )
 
     def _objective(self, modality: Modality) -> ObjectiveConfig:
@@ -184,7 +184,7 @@ class Updater:
         objective, sums = self._objective(modality), Metrics()
         for chunk, reference in chunks:
             batch = self._batch(chunk, modality, total, objective, reference)
-            loss, part = self.loss(batch, objective)
+            loss, part = self.objective.loss(batch, objective)
             if self.config.scoring.old_logp == "recomputed":
                 part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
             if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
