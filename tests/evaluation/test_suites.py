@@ -26,7 +26,7 @@ from unison.evaluation.stats import task_mean
 from unison.evaluation.suites import SUITES
 from unison.evaluation.suites.drawings import share
 from unison.evaluation.suites.geneval import figures
-from unison.policies import ASSETS
+from unison.hub import ASSETS
 from unison.types import TASKS
 
 REPO = Path(__file__).resolve().parents[2]

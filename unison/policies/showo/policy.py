@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unison.config import OptimConfig, PolicyConfig
+from unison.hub import fetch
 from unison.policies.base import (
     Policy,
     Target,
@@ -44,7 +45,6 @@ from unison.policies.base import (
     sampled,
     tokens_of,
 )
-from unison.policies.checkpoint_files import fetch
 from unison.policies.decisions import selection
 from unison.policies.decisions.tokens import beside_divergence, exponentials, uniforms
 from unison.policies.decoding import causal, masked, refill
