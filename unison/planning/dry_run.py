@@ -11,6 +11,7 @@ from unison import scenarios
 from unison.config import RunConfig
 from unison.data import StreamItems, TableItems, open_items
 from unison.data.rows import COLUMNS
+from unison.hub import is_hub_id
 from unison.objectives import require_states
 from unison.planning.memory import ALONE, Layout, estimate_memory
 from unison.rewards import load_rewards
@@ -53,7 +54,7 @@ def dry_run(config: RunConfig, layout: Layout = ALONE) -> None:
 def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
     source = config.data.train
     columns = {name: config.data.columns.get(name, COLUMNS[name]) for name in fields}
-    if source != "world" and not Path(source).exists() and source.count("/") == 1 and not source.startswith("."):
+    if is_hub_id(source) and not Path(source).expanduser().exists():
         wanted = ", ".join(f"{column} ({name})" for name, column in columns.items())
         return f"{source} on the hub, not opened in a dry run; columns it must have: {wanted}"
     items = open_items(source, "train", config.data, config.seed, config.optim.items_per_step)

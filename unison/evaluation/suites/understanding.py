@@ -22,7 +22,7 @@ from unison.evaluation.stats import task_mean
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import ALL, Cuts, Job, Record, Result, cuts, digest
 from unison.evaluation.suites.ledger import Ledger
-from unison.rewards import load_rewards, score
+from unison.rewards import judge, load_rewards
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out
@@ -134,7 +134,7 @@ class _Run:
         seeds = Seeds(self.options.seed, 0)
         asked = roll_out(self.job.policy, SCENARIOS["understanding"], list(items.values()), config, seeds, len(rows))
         if self.rewards and asked:
-            score(asked, self.rewards, {}, self.job.policy)
+            judge(asked, self.rewards, self.job.policy)
         made = [
             self._record(row, trajectory, self.options.max_tokens) for row, trajectory in zip(items, asked, strict=True)
         ]
