@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import judges
 from tests.evaluation.test_suites import fails, run
 from unison.config import PolicyConfig
-from unison.data import WorldItems
+from unison.data.world import WorldItems
 from unison.evaluation.suites.editing import Options, edit
 from unison.policies import load_policy
 from unison.policies.metaquery.policy import MetaQuery

@@ -21,7 +21,8 @@ from PIL import Image
 
 from benchmarks import judges
 from unison.cli import main as cli
-from unison.data import WorldItems, export
+from unison.data.export import export
+from unison.data.world import WorldItems
 from unison.evaluation.stats import task_mean
 from unison.evaluation.suites import SUITES
 from unison.evaluation.suites.drawings import share

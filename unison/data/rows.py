@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
@@ -16,6 +17,8 @@ from PIL import Image, ImageOps
 from unison.answers import lettered, unwrap_answer
 from unison.data.geneval import read_wanted
 from unison.types import AnswerKind, Item, Wanted
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "prompt": "prompt",
@@ -84,11 +87,35 @@ class RowReader:
     """Kinds of question beyond KINDS, by what the kind column says."""
     source: str | Path
     """Names the table in messages and ids; relative image paths start at this folder or file's folder."""
+    skip_bad_rows: bool = False
+    bad: set[int] = field(init=False, repr=False, default_factory=set)
+    """Places of bad rows that were skipped."""
     column: dict[str, str] = field(init=False)
     """Column of each field that the table can fill."""
 
     def __post_init__(self) -> None:
         self.column = resolve_columns(self.available, self.columns, self.source)
+
+    def good(
+        self, places: Iterable[int], values: Callable[[int], Mapping[str, Any]], of: str = ""
+    ) -> Iterator[tuple[int, Item]]:
+        """Places and items of the good rows, one after another; bad ones are remembered and logged.
+
+        Raises:
+            BadRow: bad rows are not skipped.
+        """
+        for place in places:
+            if place in self.bad:
+                continue
+            try:
+                item = self.read(f"{place}{of}", values(place))
+            except BadRow as error:
+                if not self.skip_bad_rows:
+                    raise
+                self.bad.add(place)
+                log.warning("skipped: %s", error)
+            else:
+                yield place, item
 
     def read(self, row: int | str, values: Mapping[str, Any]) -> Item:
         """The item of a row; without a picture where `values` leaves its column out.
@@ -190,6 +217,16 @@ def check_index(index: int, size: int) -> None:
     """
     if not 0 <= index < size:
         raise IndexError(f"item {index} of {size}")
+
+
+def undecoded(dataset: Any) -> Any:
+    """Leaves image columns as bytes and paths: `read_image` decodes, so that a broken file is a bad row."""
+    import datasets
+
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
 
 
 def resolve_columns(available: Sequence[str], columns: Mapping[str, str], source: str | Path) -> dict[str, str]:

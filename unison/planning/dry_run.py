@@ -9,8 +9,10 @@ from rich.table import Table
 
 from unison import scenarios
 from unison.config import RunConfig
-from unison.data import StreamItems, TableItems, open_items
+from unison.data import open_items
 from unison.data.rows import COLUMNS
+from unison.data.streams import StreamItems
+from unison.data.tables import TableItems
 from unison.hub import is_hub_id
 from unison.objectives import require_states
 from unison.planning.memory import ALONE, Layout, estimate_memory

@@ -38,7 +38,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unison.answers import REPLY_FORMAT
 from unison.config import EvalConfig, PolicyConfig, ScenarioConfig
-from unison.data import WorldItems
+from unison.data.world import WorldItems
 from unison.evaluation.held_out import evaluate
 from unison.policies.base import Policy, Target
 from unison.policies.janus.policy import CHAT_TEMPLATE, Janus

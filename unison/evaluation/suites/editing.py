@@ -18,7 +18,8 @@ import torch
 
 from unison.config import DataConfig, ScenarioConfig
 from unison.config.checks import check_sampling
-from unison.data import Items, TableItems, open_items
+from unison.data import Items, open_items
+from unison.data.tables import TableItems
 from unison.evaluation.held_out import by_task
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest

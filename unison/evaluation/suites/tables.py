@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unison.data import SPLIT_NAMES
+from unison.data.files import SPLIT_NAMES
 from unison.hub import ROWS, is_hub_id
 
 

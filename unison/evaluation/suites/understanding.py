@@ -15,8 +15,9 @@ from typing import Any, Literal
 from unison.answers import REPLY_FORMAT, is_formatted, is_right
 from unison.config import DataConfig, ScenarioConfig
 from unison.config.checks import check_sampling
-from unison.data import Items, TableItems, open_items
+from unison.data import Items, open_items
 from unison.data.rows import BadRow
+from unison.data.tables import TableItems
 from unison.evaluation.held_out import by_task, measured
 from unison.evaluation.stats import task_mean
 from unison.evaluation.suites.batches import finish_rows
