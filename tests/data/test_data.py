@@ -18,11 +18,9 @@ from PIL import Image
 
 from unison.answers import unwrap_answer
 from unison.config import DataConfig
-from unison.data import Items, open_items
-from unison.data.export import export
-from unison.data.order import step_indices
+from unison.data import Items, open_items, step_indices
 from unison.data.rows import BadRow, RowReader, read_image
-from unison.data.tables import TableItems
+from unison.data.tables import TableItems, export
 from unison.data.world import WorldItems
 from unison.types import TASKS, Item
 from unison.world.judge import judge

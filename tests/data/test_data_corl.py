@@ -19,8 +19,7 @@ from PIL import Image
 from unison.answers import is_right
 from unison.cli import main as cli
 from unison.config import DataConfig
-from unison.data import Items, open_items
-from unison.data.order import step_items
+from unison.data import Items, open_items, step_items
 from unison.data.rows import BadRow
 from unison.data.streams import KEPT, StreamItems, columns_of
 from unison.data.tables import TableItems

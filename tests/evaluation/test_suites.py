@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import judges
 from unison.cli import main as cli
-from unison.data.export import export
+from unison.data.tables import export
 from unison.data.world import WorldItems
 from unison.evaluation.stats import task_mean
 from unison.evaluation.suites import SUITES

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from unison.config import RunConfig, from_json, to_json
-from unison.data.export import export
+from unison.data.tables import export
 from unison.data.world import WorldItems
 from unison.recipes import corl
 from unison.training.log import RunLog

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from unison.config import RetentionConfig, RunConfig
-from unison.data import open_items
-from unison.data.order import step_items
+from unison.data import open_items, step_items
 from unison.evaluation.held_out import Evaluation, by_task, fields
 from unison.evaluation.stats import Estimate, task_difference
 from unison.objectives.advantage import advantages_of

@@ -18,8 +18,7 @@ from torch import Tensor
 from unison import scenarios
 from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfig, to_json
 from unison.config.checks import teams_of
-from unison.data import open_items
-from unison.data.order import step_items
+from unison.data import open_items, step_items
 from unison.evaluation.environment import describe
 from unison.evaluation.held_out import Evaluation, Pictures, evaluate, joined
 from unison.objectives import OBJECTIVES, demands, require_states
