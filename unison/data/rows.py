@@ -284,3 +284,12 @@ def join(question: str, suffix: Suffix, kind: AnswerKind) -> str:
     """The question with its suffix on a line of its own."""
     text = suffix if isinstance(suffix, str) else suffix[kind]
     return f"{question}\n{text}" if text else question
+
+
+def text_columns(item: Item, suffix: Suffix) -> dict[str, str]:
+    """What a row says of an item in text, the question without its suffix; pictures, and what becomes an item's other
+    fields when it is read, are left out."""
+    values = {name: getattr(item, name) for name in COLUMNS if name not in (*PICTURES, *OPTIONS, *WANTED)}
+    if item.question:
+        values["question"] = item.question.removesuffix(join("", suffix, item.kind))
+    return {COLUMNS[name]: value for name, value in values.items() if value is not None}

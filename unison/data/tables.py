@@ -10,18 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unison.data.rows import (
-    COLUMNS,
-    OPTIONS,
-    PICTURES,
-    WANTED,
-    BadRow,
-    RowReader,
-    Suffix,
-    check_index,
-    join,
-    undecoded,
-)
+from unison.data.rows import COLUMNS, PICTURES, BadRow, RowReader, Suffix, check_index, text_columns, undecoded
 from unison.data.world import WorldItems
 from unison.types import Item
 
@@ -114,13 +103,10 @@ def export(items: WorldItems | TableItems, folder: Path, count: int) -> Path:
 
 def _row(item: Item, suffix: Suffix, folder: Path, file_name: str) -> dict[str, str]:
     """Saves the item's pictures and returns its row, without the fields that it lacks."""
-    values = {name: getattr(item, name) for name in COLUMNS if name not in (*PICTURES, *OPTIONS, *WANTED)}
-    if item.question:
-        values["question"] = item.question.removesuffix(join("", suffix, item.kind))
+    row = text_columns(item, suffix)
     files = {"image": file_name, "target_image": file_name.replace(".png", "-target.png")}
     for name, picture in (("image", item.image), ("target_image", item.target_image)):
         if picture is not None:
             picture.save(folder / files[name])
-            values[name] = files[name]
-    row = {COLUMNS[name]: value for name, value in values.items() if value is not None}
+            row[COLUMNS[name]] = files[name]
     return row | ({"file_name": file_name} if item.image is not None else {})

@@ -265,13 +265,9 @@ def values_of(reward: RewardFn, trajectories: Sequence[Trajectory], policy: obje
         ValueError: the reward returned something else. Others: the reward raised.
     """
     values = list(reward(trajectories, policy))
-    _check(values, trajectories)
-    return values
-
-
-def _check(values: Sequence[float | None], trajectories: Sequence[Trajectory]) -> None:
     if len(values) != len(trajectories):
         raise ValueError(f"it returned {len(values)} values for {len(trajectories)} trajectories")
     for value, trajectory in zip(values, trajectories, strict=True):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"it returned {value} for item {trajectory.item.id!r}; return None if it cannot judge")
+    return values
