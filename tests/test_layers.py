@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 LAYERS = """
 types
-answers config
+answers config hub
 world policies objectives
 data scenarios
 rewards recipes

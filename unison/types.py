@@ -251,7 +251,7 @@ class Trajectory:
     """Decoded image actions, in order."""
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float | None = None
-    """Weighted sum of `rewards`, set by the scorer."""
+    """Weighted sum of `rewards`, set by `rewards.weigh`."""
 
 
 Metrics: TypeAlias = dict[str, float]

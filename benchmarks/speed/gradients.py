@@ -25,7 +25,7 @@ from unison.objectives.advantage import advantages_of
 from unison.policies import load_policy
 from unison.policies.base import Policy, tokens_of
 from unison.pretrain.showo import SAMPLED
-from unison.rewards import load_rewards, score
+from unison.rewards import judge, load_rewards, weigh
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out
 from unison.types import Action, Context, Sampling, Selected, group_rows
@@ -100,7 +100,8 @@ def draw_batch(policy: Policy, options: Options, number: int) -> Batch:
     if options.reward == "random":
         rewards: list[float | None] = torch.randn(len(trajectories), generator=_generator(number)).tolist()
     else:
-        score(trajectories, load_rewards([options.reward]), {options.reward: 1.0}, policy)
+        judge(trajectories, load_rewards([options.reward]), policy)
+        weigh(trajectories, {options.reward: 1.0})
         rewards = [t.reward for t in trajectories]
     advantages, _ = advantages_of(rewards, group_rows(trajectories), AdvantageConfig())
     if not any(advantages):

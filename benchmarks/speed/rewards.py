@@ -26,8 +26,8 @@ from unison.data.objects import COCO
 from unison.policies import load_policy
 from unison.policies.base import Policy
 from unison.rewards import MINILM, REWARDS, load_rewards
-from unison.rewards.common import BATCH
 from unison.rewards.geneval.detect import AT_ONCE
+from unison.rewards.models import BATCH
 from unison.rewards.similarity import PAIRS
 from unison.types import TASKS, Clause, Context, Item, RewardFn, Sampling, Tokens, Trajectory, Turn, Wanted
 from unison.world.render import render
@@ -40,27 +40,9 @@ PASS = f"{BATCH} in one pass"
 ROW_BY_ROW = "no model, row by row"
 RANDOM = "random weights"
 DETECTED = f"{AT_ONCE} in one pass of a DETR of {RANDOM}"
-HOW = {
-    "accuracy": ROW_BY_ROW,
-    "accuracy_soft": ROW_BY_ROW,
-    "math": ROW_BY_ROW,
+HOW = dict.fromkeys(REWARDS, ROW_BY_ROW) | {
     "llm_judge": f"{PASS}, equal replies once, Llama of {RANDOM}",
     "llm_judge_soft": f"{PASS}, equal replies once, Llama of {RANDOM}",
-    "format": ROW_BY_ROW,
-    "overlong": ROW_BY_ROW,
-    "world": ROW_BY_ROW,
-    "world_strict": ROW_BY_ROW,
-    "world_first": ROW_BY_ROW,
-    "world_first_strict": ROW_BY_ROW,
-    "world_cycle": ROW_BY_ROW,
-    "world_clean": ROW_BY_ROW,
-    "verdict_right": ROW_BY_ROW,
-    "improvement": ROW_BY_ROW,
-    "world_thought": ROW_BY_ROW,
-    "world_tuples": ROW_BY_ROW,
-    "jpeg_compressible": ROW_BY_ROW,
-    "jpeg_incompressible": ROW_BY_ROW,
-    "jpeg_kilobytes": ROW_BY_ROW,
     "brisque": "row by row: the package judges one picture a call",
     "ocr": "row by row: the package reads one picture a call",
     "ssim": f"{PAIRS} pairs a pass, no model",

@@ -14,7 +14,7 @@ from PIL import Image
 from unison import recipes
 from unison.cli import main as cli
 from unison.config import RunConfig
-from unison.policies import ASSETS
+from unison.hub import ASSETS
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

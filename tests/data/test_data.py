@@ -18,8 +18,10 @@ from PIL import Image
 
 from unison.answers import unwrap_answer
 from unison.config import DataConfig
-from unison.data import Items, TableItems, WorldItems, export, open_items, step_indices
-from unison.data.rows import BadRow, read_image
+from unison.data import Items, open_items, step_indices
+from unison.data.rows import BadRow, RowReader, read_image
+from unison.data.tables import TableItems, export
+from unison.data.world import WorldItems
 from unison.types import TASKS, Item
 from unison.world.judge import judge
 from unison.world.scene import parse_prompt
@@ -56,7 +58,17 @@ def row(**changed: Any) -> dict[str, Any]:
 
 
 def table(*rows: dict[str, Any], source: str | Path = "hub/cats", skip: bool = False, **columns: str) -> TableItems:
-    return TableItems(datasets.Dataset.from_list(list(rows)), columns, "", skip, source)
+    return items_of(datasets.Dataset.from_list(list(rows)), columns, source=source, skip=skip)
+
+
+def items_of(
+    rows: datasets.Dataset,
+    columns: dict[str, str],
+    suffix: str = "",
+    source: str | Path = "x.jsonl",
+    skip: bool = False,
+) -> TableItems:
+    return TableItems(rows, RowReader(rows.column_names, columns, suffix, {}, source, skip))
 
 
 def write_jsonl(path: Path, *rows: dict[str, Any]) -> Path:
@@ -138,7 +150,7 @@ def test_id_and_task_columns_are_used_where_they_exist():
 
 def test_columns_can_be_mapped_and_the_suffix_is_appended():
     rows = datasets.Dataset.from_list([{"text": "a cat", "q": "What?", "a": 3}])
-    items = TableItems(rows, {"prompt": "text", "question": "q", "answer": "a"}, SUFFIX, False, "x.jsonl")
+    items = items_of(rows, {"prompt": "text", "question": "q", "answer": "a"}, SUFFIX)
     item = items[0]
     assert (item.prompt, item.question, item.answer) == ("a cat", f"What?\n{SUFFIX}", "3")
     assert (item.image, item.kind, item.id) == (None, "open_ended", "x-0")
@@ -275,7 +287,7 @@ def test_repeated_ids_are_an_error():
 def test_a_table_without_rows_is_an_error():
     empty = datasets.Dataset.from_dict({"prompt": []})
     with pytest.raises(ValueError, match=r"x has no rows"):
-        TableItems(empty, {}, "", False, "x")
+        items_of(empty, {}, source="x")
 
 
 # -- opening -------------------------------------------------------------------------------------------------
@@ -444,12 +456,9 @@ def test_exported_world_items_come_back_the_same(tmp_path: Path):
     items = open_items(str(folder), "eval", config, 0, 0)
     assert len(items) == 24
     assert all(same(a, b) for a, b in zip(every(items), every(world), strict=False))
-    again = open_items(str(export(TableItems(**_fields(items)), tmp_path / "again", 24)), "eval", config, 0, 0)
+    assert isinstance(items, TableItems)
+    again = open_items(str(export(items, tmp_path / "again", 24)), "eval", config, 0, 0)
     assert all(same(a, b) for a, b in zip(every(again), every(items), strict=True))
-
-
-def _fields(items: Any) -> dict[str, Any]:
-    return {name: getattr(items, name) for name in ("dataset", "columns", "suffix", "skip_bad_rows", "source")}
 
 
 def test_an_export_holds_the_corl_columns_and_bare_questions(tmp_path: Path):

@@ -19,8 +19,10 @@ from PIL import Image
 from unison.answers import is_right
 from unison.cli import main as cli
 from unison.config import DataConfig
-from unison.data import KEPT, Items, StreamItems, TableItems, open_items, step_items
+from unison.data import Items, open_items, step_items
 from unison.data.rows import BadRow
+from unison.data.streams import KEPT, StreamItems, columns_of
+from unison.data.tables import TableItems
 from unison.types import Item
 
 ROWS = 32
@@ -334,7 +336,7 @@ def test_a_stream_of_the_wrong_columns_of_nothing_or_broken_is_refused(tmp_path:
         stream(tmp_path / "broken.jsonl")[0]
     empty = datasets.IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(ValueError, match=r"hub/empty has no rows"):
-        StreamItems(empty, {}, "", False, "hub/empty", {}, buffer=8, seed=0)
+        columns_of(empty, "hub/empty")
 
 
 def test_a_hub_data_set_is_streamed_from_the_split_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

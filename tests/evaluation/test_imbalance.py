@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from unison.config import EvalConfig, ScenarioConfig
-from unison.data import Items, WorldItems
+from unison.data import Items
 from unison.data.prompts import PromptItems
+from unison.data.world import WorldItems
 from unison.evaluation.held_out import Evaluation, by_cut, evaluate, shares
 from unison.evaluation.stats import conditional, conditional_difference
 from unison.evaluation.suites.common import figure_cells

@@ -14,11 +14,11 @@ from PIL import Image
 from benchmarks import judges
 from tests.evaluation.test_suites import fails, run
 from unison.config import PolicyConfig
-from unison.data import WorldItems
+from unison.data.world import WorldItems
 from unison.evaluation.suites.editing import Options, edit
 from unison.policies import load_policy
 from unison.policies.metaquery.policy import MetaQuery
-from unison.rewards.edits import clip_direction, clip_reconstruction
+from unison.rewards.clip import clip_direction, clip_reconstruction
 from unison.rewards.world import world, world_cycle, world_strict
 from unison.scenarios.common import Seeds
 from unison.types import Item, Trajectory

@@ -21,12 +21,13 @@ from PIL import Image
 
 from benchmarks import judges
 from unison.cli import main as cli
-from unison.data import WorldItems, export
+from unison.data.tables import export
+from unison.data.world import WorldItems
 from unison.evaluation.stats import task_mean
 from unison.evaluation.suites import SUITES
 from unison.evaluation.suites.drawings import share
 from unison.evaluation.suites.geneval import figures
-from unison.policies import ASSETS
+from unison.hub import ASSETS
 from unison.types import TASKS
 
 REPO = Path(__file__).resolve().parents[2]

@@ -17,7 +17,8 @@ from transformers import JanusForConditionalGeneration
 from unison.config import PolicyConfig
 from unison.data import open_items
 from unison.evaluation.held_out import evaluate
-from unison.policies import ASSETS, load_policy
+from unison.hub import ASSETS
+from unison.policies import load_policy
 from unison.policies.base import Policy
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.policy import ShowO

@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw
 from benchmarks import judges
 from unison.data.geneval import read_prompts, read_wanted
 from unison.data.objects import COCO, COLORS
+from unison.hub import locate
 from unison.rewards import load_rewards
-from unison.rewards.common import CPU
 from unison.rewards.geneval import colors, detect
 from unison.rewards.geneval.reward import judge_pictures
 from unison.rewards.geneval.rules import GREY, Box, Detection, crop
-from unison.rewards.models import locate
+from unison.rewards.models import CPU
 from unison.types import Clause, Item, Trajectory, Wanted
 
 SSD = pytest.mark.skipif(

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks import judges
-from unison.rewards import llm_judge, load_rewards, score
+from tests.rewards import judge_and_weigh
+from unison.rewards import llm_judge, load_rewards
 from unison.rewards.llm_judge import read_share, read_verdict, request, word_ids
 from unison.types import AnswerKind, Item, RewardFn, Trajectory
 
@@ -77,7 +78,7 @@ def test_the_request_holds_question_truth_and_the_answer_of_the_reply_on_one_lin
 def test_nonsense_is_no_verdict_and_is_counted(serve_chat: Serve) -> None:
     spec = f"llm_judge:{serve_chat(telling('It depends.'))}"
     rows = said("a circle, red")
-    metrics = score(rows, load_rewards([spec]), {spec: 1.0})
+    metrics = judge_and_weigh(rows, load_rewards([spec]), {spec: 1.0})
     assert rows[0].reward is None
     assert metrics[f"{spec}/abstained"] == 1
 
@@ -127,9 +128,9 @@ def test_an_endpoint_that_fails_later_stops_the_run_or_abstains(serve_chat: Serv
     spec = f"llm_judge:{serve_chat(lambda asked, headers: answers.pop() if answers else (400, {'error': 'full'}))}"
     rewards = load_rewards([spec])
     with pytest.raises(ValueError, match=r"answered 400: .*full"):
-        score(said("a circle, red"), rewards, {spec: 1.0})
+        judge_and_weigh(said("a circle, red"), rewards, {spec: 1.0})
     rows = said("a circle, red")
-    score(rows, rewards, {spec: 1.0}, abstain_on_error=(spec,))
+    judge_and_weigh(rows, rewards, {spec: 1.0}, abstain_on_error=(spec,))
     assert rows[0].reward is None
 
 

@@ -8,7 +8,7 @@ from dataclasses import astuple
 
 import pytest
 
-from unison.rewards import score
+from tests.rewards import judge_and_weigh
 from unison.rewards.normalise import EPSILON, Moments, Normaliser
 from unison.types import Item, RewardFn, Trajectory
 
@@ -70,7 +70,7 @@ def test_the_sum_is_of_standardised_rewards_and_the_kept_ones_are_raw() -> None:
         "small": lambda ts, p: [0.0, 0.001, 0.002],
         "large": lambda ts, p: [200.0, 100.0, 0.0],
     }
-    metrics = score(rows, rewards, {"small": 1.0, "large": 1.0}, normaliser=Normaliser("group"))
+    metrics = judge_and_weigh(rows, rewards, {"small": 1.0, "large": 1.0}, normaliser=Normaliser("group"))
     assert rows[0].rewards == {"small": 0.0, "large": 200.0}
     assert metrics["large/mean"] == 100
     assert [row.reward for row in rows] == pytest.approx([0, 0, 0], abs=0.1)  # they pull apart with equal force
@@ -78,6 +78,6 @@ def test_the_sum_is_of_standardised_rewards_and_the_kept_ones_are_raw() -> None:
 
 def test_what_is_not_judged_still_has_no_reward() -> None:
     rows = [Trajectory(Item("a"), ()) for _ in range(3)]
-    score(rows, {"x": lambda ts, p: [1.0, None, 0.0]}, {"x": 1.0}, normaliser=Normaliser("running"))
+    judge_and_weigh(rows, {"x": lambda ts, p: [1.0, None, 0.0]}, {"x": 1.0}, normaliser=Normaliser("running"))
     assert rows[1].reward is None
     assert rows[0].reward == -rows[2].reward  # type: ignore[operator]

@@ -22,9 +22,10 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from tests.rewards import judge_and_weigh
 from unison.config import RemoteConfig, RunConfig, ServeConfig
 from unison.recipes import corl
-from unison.rewards import READ_POLICY, load_rewards, score
+from unison.rewards import REWARDS, load_rewards
 from unison.rewards.remote import wire
 from unison.rewards.remote.ahead import Ahead
 from unison.rewards.remote.client import REQUESTS, ROWS, TOKEN, RemoteReward
@@ -191,9 +192,9 @@ def test_a_reward_that_raises_there_stops_the_run_here_with_its_name_at_once(sta
     address = start(broken=broken)
     reward, rows = remote(address), said("a")
     with pytest.raises(ValueError, match=r"reward 'b' failed: .*500: .*'broken' failed: ZeroDivisionError: no judge"):
-        score(rows, {"b": reward}, {"b": 1.0})
+        judge_and_weigh(rows, {"b": reward}, {"b": 1.0})
     assert reward.counts["attempts"] == 1
-    score(rows, {"b": reward}, {"b": 1.0}, abstain_on_error=("b",))
+    judge_and_weigh(rows, {"b": reward}, {"b": 1.0}, abstain_on_error=("b",))
     assert rows[0].reward is None, "and not 0"
 
 
@@ -344,7 +345,7 @@ def test_another_server_is_recognised(serve_chat: Callable[..., str]) -> None:
         load_rewards([f"remote:{address}/world"], replace(QUICK, patience=0.1))
 
 
-@pytest.mark.parametrize("name", READ_POLICY)
+@pytest.mark.parametrize("name", [name for name, reward in REWARDS.items() if reward.reads_policy])
 def test_rewards_that_read_the_policy_are_not_served(name: str) -> None:
     with pytest.raises(ValueError, match=f"serve-reward {name}: it reads the policy that is trained"):
         load([name])
@@ -388,7 +389,7 @@ def test_a_chunk_is_judged_elsewhere_before_the_next_is_there_and_the_values_are
         assert judged.acquire(timeout=10), "while this thread could sample the next chunk"
     assert here == [], "what is computed here waits for the whole rollout"
     weights = dict.fromkeys(ahead.rewards, 1.0)
-    assert score(rows, ahead.finish(), weights) == score(again, ahead.rewards, weights)
+    assert judge_and_weigh(rows, ahead.finish(), weights) == judge_and_weigh(again, ahead.rewards, weights)
     assert [t.reward for t in rows] == [t.reward for t in again]
 
 

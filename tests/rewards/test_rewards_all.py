@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from benchmarks import judges
 from unison.policies.janus.policy import Janus
 from unison.rewards import REWARDS, load_rewards
-from unison.rewards.common import BATCH
 from unison.rewards.geneval.detect import AT_ONCE
+from unison.rewards.models import BATCH
 from unison.rewards.similarity import PAIRS
 from unison.types import TASKS, Clause, Context, Item, RewardFn, Sampling, Tokens, Trajectory, Turn, Wanted
 from unison.world.render import render
@@ -267,7 +267,7 @@ def test_64_drawings_reach_the_model_in_the_stated_passes(name: str, folders: Fo
 def test_judges_run_where_the_policy_does() -> None:
     from types import SimpleNamespace
 
-    from unison.rewards.common import device_of
+    from unison.rewards.models import device_of
 
     assert device_of(SimpleNamespace(device=torch.device("meta"))) == torch.device("meta")
     assert device_of(None).type in ("cpu", "cuda")

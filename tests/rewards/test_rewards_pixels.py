@@ -23,9 +23,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import unison.rewards
 from benchmarks import judges
-from unison.rewards import NEEDS, load_rewards
-from unison.rewards.common import CPU, in_chunks
-from unison.rewards.models import load
+from unison.rewards import REWARDS, load_rewards
+from unison.rewards.models import CPU, in_chunks, load
 from unison.rewards.ocr import normalise, ocr, read
 from unison.rewards.quality import brisque, jpeg_compressible, jpeg_incompressible, jpeg_kilobytes, load_head
 from unison.rewards.similarity import (
@@ -333,12 +332,12 @@ def test_text_on_a_photo_is_read_and_a_photo_without_text_is_empty() -> None:
 # -- what all of them share ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", [name for name, reward in REWARDS.items() if reward.packages])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unison.rewards, "find_spec", lambda package: None)
-    message = f"'{name}' needs {', '.join(NEEDS[name])}, not installed: pip install .*judges"
+    message = f"'{name}' needs {', '.join(REWARDS[name].packages)}, not installed: pip install .*judges"
     with pytest.raises(ValueError, match=message):
         load_rewards([name])
     assert set(load_rewards(["mse", "accuracy"])) == {"mse", "accuracy"}

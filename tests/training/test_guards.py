@@ -13,7 +13,7 @@ import torch
 from tests.training.test_train import metrics, small, weights, with_varied_rewards
 from unison.config import ScoringConfig
 from unison.policies.janus.policy import Janus
-from unison.rewards import score
+from unison.rewards import judge
 from unison.training.guards import LEAST, NormGuard
 from unison.training.log import RunLog
 from unison.training.throughput import Throughput, matrix_weights, measured_peak, scored_share
@@ -89,7 +89,7 @@ def test_a_reward_that_is_not_a_number_is_named_with_the_item():
     action = tokens(2)
     siblings = [Trajectory(Item(id=name, prompt="a"), (Turn(Context(("a",)), action),)) for name in ("one", "two")]
     with pytest.raises(RuntimeError, match=r"reward 'odd' failed: it returned nan for item 'two'"):
-        score(siblings, {"odd": lambda ts, policy: [1.0, float("nan")]}, {"odd": 1.0})
+        judge(siblings, {"odd": lambda ts, policy: [1.0, float("nan")]})
 
 
 # -- the moving average ------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from unison.config import RunConfig, from_json, to_json
-from unison.data import WorldItems, export
+from unison.data.tables import export
+from unison.data.world import WorldItems
 from unison.recipes import corl
 from unison.training.log import RunLog
 from unison.training.trainer import Trainer

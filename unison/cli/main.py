@@ -262,8 +262,8 @@ class ExportArgs:
 def export(words: Sequence[str]) -> None:
     """`export <folder>`"""
     args = tyro.cli(ExportArgs, args=list(words), prog="unison export")
-    from unison.data import WorldItems
-    from unison.data import export as write
+    from unison.data.tables import export as write
+    from unison.data.world import WorldItems
 
     print(write(WorldItems(args.split, args.questions, "", args.seed, args.count), args.folder, args.count))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
@@ -17,6 +18,8 @@ from unison.answers import lettered, unwrap_answer
 from unison.config import Suffix
 from unison.data.geneval import read_wanted
 from unison.types import AnswerKind, Item, Wanted
+
+log = logging.getLogger(__name__)
 
 COLUMNS = {
     "prompt": "prompt",
@@ -84,11 +87,35 @@ class RowReader:
     """Kinds of question beyond KINDS, by what the kind column says."""
     source: str | Path
     """Names the table in messages and ids; relative image paths start at this folder or file's folder."""
+    skip_bad_rows: bool = False
+    bad: set[int] = field(init=False, repr=False, default_factory=set)
+    """Places of bad rows that were skipped."""
     column: dict[str, str] = field(init=False)
     """Column of each field that the table can fill."""
 
     def __post_init__(self) -> None:
         self.column = resolve_columns(self.available, self.columns, self.source)
+
+    def good(
+        self, places: Iterable[int], values: Callable[[int], Mapping[str, Any]], of: str = ""
+    ) -> Iterator[tuple[int, Item]]:
+        """Places and items of the good rows, one after another; bad ones are remembered and logged.
+
+        Raises:
+            BadRow: bad rows are not skipped.
+        """
+        for place in places:
+            if place in self.bad:
+                continue
+            try:
+                item = self.read(f"{place}{of}", values(place))
+            except BadRow as error:
+                if not self.skip_bad_rows:
+                    raise
+                self.bad.add(place)
+                log.warning("skipped: %s", error)
+            else:
+                yield place, item
 
     def read(self, row: int | str, values: Mapping[str, Any]) -> Item:
         """The item of a row; without a picture where `values` leaves its column out.
@@ -192,6 +219,16 @@ def check_index(index: int, size: int) -> None:
         raise IndexError(f"item {index} of {size}")
 
 
+def undecoded(dataset: Any) -> Any:
+    """Leaves image columns as bytes and paths: `read_image` decodes, so that a broken file is a bad row."""
+    import datasets
+
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    return dataset
+
+
 def resolve_columns(available: Sequence[str], columns: Mapping[str, str], source: str | Path) -> dict[str, str]:
     """The column of each field that the table can fill.
 
@@ -247,3 +284,12 @@ def join(question: str, suffix: Suffix, kind: AnswerKind) -> str:
     """The question with its suffix on a line of its own."""
     text = suffix if isinstance(suffix, str) else suffix.get(kind, "")
     return f"{question}\n{text}" if text else question
+
+
+def text_columns(item: Item, suffix: Suffix) -> dict[str, str]:
+    """What a row says of an item in text, the question without its suffix; pictures, and what becomes an item's other
+    fields when it is read, are left out."""
+    values = {name: getattr(item, name) for name in COLUMNS if name not in (*PICTURES, *OPTIONS, *WANTED)}
+    if item.question:
+        values["question"] = item.question.removesuffix(join("", suffix, item.kind))
+    return {COLUMNS[name]: value for name, value in values.items() if value is not None}

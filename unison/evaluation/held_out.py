@@ -24,7 +24,7 @@ from unison.answers import is_formatted, is_right
 from unison.config import EvalConfig, ScenarioConfig
 from unison.evaluation.stats import Estimate, conditional, task_mean
 from unison.policies.base import Policy
-from unison.rewards import score
+from unison.rewards import judge
 from unison.scenarios import SCENARIOS
 from unison.scenarios.base import Scenario
 from unison.scenarios.common import Seeds
@@ -206,7 +206,7 @@ def evaluate_batch(
     single, how = _single(scenario, config), SCENARIOS[SCENARIOS[scenario.name].held_out]
     drawn = _draw(items, policy, how, single, config.own_drawings)
     if rewards and drawn:
-        score(list(drawn.values()), rewards, {}, policy)
+        judge(list(drawn.values()), rewards, policy)
     asked = _roll(SCENARIOS["understanding"], _asked(items, config.own_drawings), policy, single)
     records = []
     for number, item in enumerate(items):

@@ -9,8 +9,11 @@ from rich.table import Table
 
 from unison import scenarios
 from unison.config import RunConfig
-from unison.data import StreamItems, TableItems, open_items
+from unison.data import open_items
 from unison.data.rows import COLUMNS
+from unison.data.streams import StreamItems
+from unison.data.tables import TableItems
+from unison.hub import is_hub_id
 from unison.planning.memory import ALONE, Layout, estimate_memory
 from unison.rewards import load_rewards
 
@@ -51,8 +54,7 @@ def dry_run(config: RunConfig, layout: Layout = ALONE) -> None:
 def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
     source = config.data.train
     columns = {name: config.data.columns.get(name, COLUMNS[name]) for name in fields}
-    hub = source.partition(":")[0].count("/") == 1 and not source.startswith(".")
-    if hub and not Path(source).exists():
+    if is_hub_id(source.partition(":")[0]) and not Path(source).expanduser().exists():
         wanted = ", ".join(f"{column} ({name})" for name, column in columns.items())
         return f"{source} on the hub, not opened in a dry run; columns it must have: {wanted}"
     items = open_items(source, "train", config.data, config.seed, config.step.items)

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from unison.config import JoinConfig
+from unison.hub import JOINED
 from unison.planning.passes import Ends
-from unison.policies import JOINED
 from unison.policies.janus import deepseek
 from unison.policies.metaquery import diffusion
 from unison.policies.metaquery.network import MetaQueryConfig, MetaQueryNetwork, read_config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
+from unison import hub
 from unison.config import JoinConfig, PolicyConfig
 from unison.policies.base import Policy
 
@@ -19,34 +19,18 @@ FAMILIES = {
 }
 """What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
 that Show-o's published configurations, which have no `model_type`, name instead."""
-JOINED = "+"
-"""Stands between a language model and a diffusion model that are joined on loading, as `unison join` does it."""
-ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def locate(path: str) -> str:
-    """A bundled model's folder for `assets/<name>`, a local folder, or else a hub id, or two to be joined, unchanged.
+    """The folder of a checkpoint that is local or bundled; a hub id, or two to be joined, stay as they are.
 
     Raises:
-        ValueError: a local folder that does not exist or holds no checkpoint.
+        ValueError: as `hub.locate`, or the folder holds no checkpoint.
     """
-    if path.startswith("assets/"):
-        folder = ASSETS / path.removeprefix("assets/")
-        if not folder.is_dir():
-            known = ", ".join(sorted(f"assets/{p.name}" for p in ASSETS.iterdir() if p.is_dir()))
-            raise ValueError(f"policy.path = {path!r}: no such bundled model; choices: {known}")
-        return str(folder)
-    folder = Path(path).expanduser()
-    if JOINED in path and not folder.exists():
-        return path
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"policy.path = {path!r}: the folder has no config.json; give a checkpoint folder")
-        return str(folder)
-    if looks_local:
-        raise ValueError(f"policy.path = {path!r}: no such folder, and not a hub id of the form owner/name")
-    return path
+    found = hub.locate(path, "policy.path")
+    if Path(found).is_dir() and not (Path(found) / "config.json").is_file():
+        raise ValueError(f"policy.path = {path!r}: the folder has no config.json; give a checkpoint folder")
+    return found
 
 
 def family_of(path: str) -> str:
@@ -55,18 +39,8 @@ def family_of(path: str) -> str:
     Raises:
         ValueError: the file cannot be fetched or read, or names a family that Unison does not carry.
     """
-    folder = Path(path)
-    try:
-        if folder.is_dir():
-            text = (folder / "config.json").read_text()
-        else:
-            from huggingface_hub import hf_hub_download
-
-            text = Path(hf_hub_download(path, "config.json")).read_text()
-        raw = json.loads(text)
-        family = raw.get("model_type") or raw.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"policy.path = {path!r}: cannot read its config.json ({error})") from error
+    raw = hub.read(f"policy.path = {path!r}: cannot read its config.json", lambda: hub.read_json(path))
+    family = raw.get("model_type") or raw.get("_class_name")
     if family not in FAMILIES:
         raise ValueError(f"policy.path = {path!r}: model_type {family!r} is not one of {', '.join(FAMILIES)}")
     return family
@@ -79,19 +53,18 @@ def load_policy(config: PolicyConfig) -> Policy:
         ValueError: missing, truncated, incomplete or foreign checkpoint.
     """
     path = locate(config.path)
-    if JOINED in path and not Path(path).is_dir():
-        return _join(config)
+    if parts := hub.halves(path):
+        return _join(*parts, config)
     module, name = FAMILIES[family_of(path)].split(":")
     return attrgetter(name)(import_module(module))(path, config)
 
 
-def _join(config: PolicyConfig) -> Policy:
+def _join(language_model: str, diffusion_model: str, config: PolicyConfig) -> Policy:
     import torch
 
     from unison.policies.metaquery.network import join
     from unison.policies.metaquery.policy import MetaQuery
 
-    language_model, _, diffusion_model = config.path.partition(JOINED)
     try:
         parts = join(language_model, diffusion_model, JoinConfig(), getattr(torch, config.dtype))
     except ValueError as error:

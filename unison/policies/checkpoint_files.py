@@ -98,12 +98,3 @@ def read_state(files: Sequence[Path], leave_out: Sequence[str] = ()) -> dict[str
             names = [name for name in opened.keys() if name not in leave_out]  # noqa: SIM118
             state |= {name: opened.get_tensor(name) for name in names}
     return state
-
-
-def fetch(path: str) -> Path:
-    """The local folder, or the download of a hub id without its pickles."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors"]))

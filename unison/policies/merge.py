@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unison.hub import fetch
+
 Method = Literal["gaussian", "linear", "slerp", "ties"]
 COPIED = (".json", ".jinja", ".txt", ".model")
 """Suffixes of what is taken from the first checkpoint: configuration, tokenizer, processor, index of the shards."""
@@ -148,8 +150,8 @@ def merge(
     """
     shares = list(weights) or [1 / len(models)] * len(models)
     _check(models, out, method, shares, base, density)
-    opened = [Weights(_folder(path, "models")) for path in models]
-    origin = Weights(_folder(base, "--base")) if base else None
+    opened = [Weights(fetch(path, "models")) for path in models]
+    origin = Weights(fetch(base, "--base")) if base else None
     for other in [*opened[1:], *([origin] if origin else [])]:
         _check_fit(opened[0], other)
     partial = out.with_name(out.name + ".partial")
@@ -191,20 +193,6 @@ def _copy_rest(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.suffix in COPIED and file.is_file():
             shutil.copyfile(file, target / file.name)
-
-
-def _folder(path: str, field: str) -> Path:
-    """A local checkpoint folder, or the download of a hub id."""
-    if (folder := Path(path).expanduser()).is_dir():
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"{field} = {path!r}: no such folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.safetensors", *(f"*{suffix}" for suffix in COPIED)]))
-    except (OSError, ValueError) as error:  # offline, unknown or private
-        raise ValueError(f"{field} = {path!r}: no such folder, and not on the hub within reach ({error})") from error
 
 
 def _check(

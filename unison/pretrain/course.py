@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unison.answers import REPLY_FORMAT
 from unison.config import EvalConfig, ScenarioConfig
-from unison.data import WorldItems
+from unison.data.world import WorldItems
 from unison.evaluation.held_out import evaluate
 from unison.policies.base import Policy
 from unison.pretrain.corpus import (

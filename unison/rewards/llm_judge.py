@@ -20,8 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unison.answers import parse_answer
-from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.models import load
+from unison.rewards.models import BATCH, device_of, in_chunks, load
 from unison.rewards.remote.endpoint import Endpoint, Message
 from unison.rewards.text import accuracy
 from unison.types import Trajectory

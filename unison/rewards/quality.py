@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.models import load
+from unison import hub
+from unison.rewards.models import BATCH, device_of, in_chunks, load
 from unison.types import Trajectory
 
 JPEG_QUALITY = 95
@@ -145,11 +145,8 @@ def load_head(path: str, device: torch.device) -> AestheticHead:
         ValueError: there are no such weights.
     """
     from safetensors.torch import load_model
-    from transformers.utils.hub import cached_file
 
     network = AestheticHead()
-    try:
-        load_model(network, str(cached_file(path, "model.safetensors")))
-    except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
-        raise ValueError(f"cannot read checkpoint {path!r} as an aesthetic head ({error})") from error
+    what = f"cannot read checkpoint {path!r} as an aesthetic head"
+    hub.read(what, lambda: load_model(network, hub.file(path, "model.safetensors")))
     return network.eval().requires_grad_(False).to(device)

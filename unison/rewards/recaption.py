@@ -17,8 +17,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModel, AutoTokenizer, BlipForConditionalGeneration, BlipProcessor
 
 from unison.answers import parse_answer
-from unison.rewards.common import device_of
-from unison.rewards.models import clamp, greedy_matches, judge_pairs, load
+from unison.rewards.models import clamp, device_of, greedy_matches, judge_pairs, load
 from unison.types import Context, Sampling, Trajectory
 
 if TYPE_CHECKING:

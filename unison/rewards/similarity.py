@@ -20,7 +20,7 @@ from einops import rearrange, reduce
 from PIL import Image
 from torch import Tensor, nn
 
-from unison.rewards.common import CPU, device_of, in_chunks
+from unison.rewards.models import CPU, device_of, in_chunks
 from unison.types import Trajectory
 
 SIZE = 224

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 
+from unison.hub import locate
 from unison.rewards.llm_judge import LONGEST, WORDS, first_shares, require_words
-from unison.rewards.models import load, locate
+from unison.rewards.models import load
 from unison.rewards.remote.endpoint import SCHEMES, Endpoint, Message
 from unison.rewards.remote.http import ClientError
 

@@ -1,4 +1,4 @@
-"""Rewards of the embedded world's exact judge, and of its palette.
+"""Rewards of the embedded world, where drawing and prompt can both be read exactly: its judge, its palette, its facts.
 
 What a drawing is to show is said by the item's target caption, where it has one, as edits and riddles have, or else by
 its prompt.
@@ -6,19 +6,22 @@ its prompt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from unison.answers import FORMAT
 from unison.types import Item, Trajectory
-from unison.world.judge import judge_asked
+from unison.world.judge import judge_asked, see
 from unison.world.render import BACKGROUND, PALETTE
-from unison.world.scene import Verdict
+from unison.world.scene import Description, Scene, Verdict, check, parse_caption, parse_prompt, relation_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Fact: TypeAlias = tuple[str | int, ...]
 STAIN = 4.0  # RGB distance from all that the world is painted in, above which a pixel is dirt
 
 
@@ -78,3 +81,76 @@ def _clean(image: Image) -> float:
     share = ((offset * ways).sum(-1) / (ways**2).sum(-1)).clip(0, 1)  # of each colour in the nearest mixture
     distance = np.linalg.norm(offset - share[..., None] * ways, axis=-1).min(-1)
     return float((distance < STAIN).mean())
+
+
+# -- what a model says of its own drawing ------------------------------------------------------------------------------
+
+
+def world_thought(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """Partial credit of the last reply's thought, read as the scene that it names, as a drawing of the prompt.
+
+    For models that improve themselves: no picture is looked at, only what the model says of its own. UniRL's questions
+    have whole sentences for answers, which state all that their prompt asks for; a reply in the embedded world answers
+    in a word, but names every object in its thought. A reply without such a thought earns 0.
+
+    Raises:
+        ValueError: a prompt is not a sentence of the world.
+    """
+    return [_credit(t.texts[-1], t.item.prompt) if t.texts and t.item.prompt else None for t in trajectories]
+
+
+def _credit(reply: str, prompt: str) -> float:
+    found = FORMAT.fullmatch(reply)
+    scene = parse_caption(found.group(1)) if found else None
+    return check(scene, parse_prompt(prompt)).score if scene else 0.0
+
+
+# -- scene-graph tuples ------------------------------------------------------------------------------------------------
+
+
+def world_tuples(trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
+    """F1 of what is seen in the last drawing against what its prompt says, in [0, 1]; None without either.
+
+    Both are sets of tuples, as in SPICE (Anderson et al. 2016, arXiv 1607.08822, eq. 4): (shape), (shape, count),
+    (shape, colour), (shape, relation, shape). The drawing is described in the prompt's terms: what the prompt leaves
+    open, such as the colour of a shape, is no tuple of either side, and a right drawing earns 1.
+
+    Raises:
+        ValueError: a prompt is not a sentence of the world.
+    """
+    return [_facts_shared(t) if t.images and t.item.prompt else None for t in trajectories]
+
+
+def _facts_shared(trajectory: Trajectory) -> float:
+    description = parse_prompt(trajectory.item.prompt or "")
+    return tuple_f1(seen_facts(see(trajectory.images[-1]), description), asked_facts(description))
+
+
+def asked_facts(description: Description) -> set[Fact]:
+    """What a prompt says."""
+    facts: set[Fact] = set()
+    for clause in description.clauses:
+        facts |= {(clause.shape,), (clause.shape, clause.count)}
+        facts |= {(clause.shape, clause.color)} if clause.color else set()
+    if description.relation:
+        first, second = description.clauses
+        facts.add((first.shape, description.relation, second.shape))
+    return facts
+
+
+def seen_facts(scene: Scene, description: Description) -> set[Fact]:
+    """What is in a scene, in the terms of the prompt."""
+    colored = {clause.shape for clause in description.clauses if clause.color}
+    counts = Counter(o.shape for o in scene)
+    facts: set[Fact] = {*((shape,) for shape in counts), *counts.items()}
+    facts |= {(o.shape, o.color) for o in scene if o.shape in colored}
+    if description.relation:
+        a, b = (clause.shape for clause in description.clauses)
+        places = [((o.row, o.column), (p.row, p.column)) for o in scene for p in scene if (o.shape, p.shape) == (a, b)]
+        facts |= {(a, relation, b) for pair in places if (relation := relation_of(*pair))}
+    return facts
+
+
+def tuple_f1(seen: set[Fact], asked: set[Fact]) -> float:
+    """F1 of two sets; 0 where nothing is shared."""
+    return 2 * len(seen & asked) / (len(seen) + len(asked))

@@ -12,7 +12,7 @@ from unison.data import open_items, step_items
 from unison.evaluation.held_out import Evaluation, by_task, fields
 from unison.evaluation.stats import Estimate, task_difference
 from unison.objectives.advantage import advantages_of
-from unison.rewards import load_rewards, score
+from unison.rewards import judge, load_rewards, weigh
 from unison.types import Item, Metrics, Trajectory, group_rows
 
 REPLAY_REWARDS = {"accuracy": 1.0}
@@ -59,7 +59,8 @@ class Retention:
 
     def judge(self, answers: Sequence[Trajectory], policy: object) -> tuple[list[float | None], Metrics]:
         """Advantages of replayed answers, each within its group, and the means of their rewards."""
-        metrics = score(answers, self.rewards, REPLAY_REWARDS, policy)
+        metrics = judge(answers, self.rewards, policy)
+        weigh(answers, REPLAY_REWARDS)
         rewards = [answer.reward for answer in answers]
         advantages, _ = advantages_of(rewards, group_rows(answers), self.run.advantage)
         return advantages, {f"replay/{name}": value for name, value in metrics.items()}

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 
 from unison.config import DataConfig, ScenarioConfig, check_sampling
-from unison.data import Items, TableItems, open_items
+from unison.data import Items, open_items
+from unison.data.tables import TableItems
 from unison.evaluation.held_out import by_task
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest
 from unison.evaluation.suites.ledger import Ledger
+from unison.hub import locate
 from unison.policies.base import Policy
-from unison.rewards import CHECKPOINTS
-from unison.rewards.edits import clip_direction, clip_reconstruction
-from unison.rewards.models import locate as locate_judge
+from unison.rewards import REWARDS
+from unison.rewards.clip import clip_direction, clip_reconstruction
 from unison.rewards.world import first_drawings, world, world_cycle, world_strict
 from unison.scenarios import cycle_edit
 from unison.scenarios.common import Seeds, begin, then_draw
@@ -36,7 +37,7 @@ NAME = "editing"
 WORLD = {"edit": "drawing_correct", "edit_partial": "drawing_score", "taken_back": "returned_score"}
 """Figures of the world's judge, and the record's field that each one averages: is the edit exactly as told, its partial
 credit, and that of the picture that comes back. Those of CLIP are fields of their own names."""
-(CLIP,) = CHECKPOINTS["clip_direction"]
+(CLIP,) = REWARDS["clip_direction"].models
 NONE = "none"
 WORLD_ITEMS = 300
 GALLERY = 24  # edits that are kept as pictures
@@ -129,10 +130,7 @@ def _measures(options: Options) -> dict[str, RewardFn]:
             WORLD["taken_back"]: lambda edits, policy: world_cycle(_returned(edits), policy),
         }
     if options.judge:
-        try:
-            clip = locate_judge(options.judge)
-        except ValueError as error:
-            raise ValueError(f"clip = {options.judge!r}: {error}") from error
+        clip = locate(options.judge, "clip")
         found |= {
             "clip_image": lambda edits, policy: clip_reconstruction(first_drawings(edits), policy, clip),
             "clip_direction": lambda edits, policy: clip_direction(edits, policy, clip),

@@ -20,18 +20,18 @@ from unison.evaluation.suites.batches import finish
 from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest, means
 from unison.evaluation.suites.drawings import DrawingOptions, Drawings, Key, shares
 from unison.evaluation.suites.ledger import Ledger
-from unison.rewards import CHECKPOINTS
+from unison.hub import locate
+from unison.rewards import REWARDS
 from unison.rewards.geneval.colors import PIXELS, ColorModel, load_colors
 from unison.rewards.geneval.detect import Detector, load_detector
 from unison.rewards.geneval.reward import Judged, judge_pictures
 from unison.rewards.geneval.rules import LEAST_SCORE, LEAST_SCORE_COUNTING
-from unison.rewards.models import locate as locate_judge
 from unison.types import TASKS, Item
 
 NAME = "geneval"
 FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
 """Figures, and the record's field that each one averages: GenEval's own score, and the two of the reward server."""
-DETECTOR, COLORS = CHECKPOINTS[NAME]
+DETECTOR, COLORS = REWARDS[NAME].models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +58,11 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     items = read_prompts(options.prompts)
     options.check()
     device = job.processes.device
-    detector = load_detector(_located(options.detector, "detector"), device)
-    colors = load_colors(_located(options.colors, "colors"), device)
+    detector = load_detector(locate(options.detector, "detector"), device)
+    colors = load_colors(locate(options.colors, "colors"), device)
     if not options.drawn:
         job.check()
     return _Run(options, job, items, detector, colors)
-
-
-def _located(name: str, option: str) -> str:
-    try:
-        return locate_judge(name)
-    except ValueError as error:
-        raise ValueError(f"{option} = {name!r}: {error}") from error
 
 
 @dataclass(frozen=True)

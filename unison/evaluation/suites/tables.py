@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unison.data import SPLIT_NAMES
-
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+from unison.data.files import SPLIT_NAMES
+from unison.hub import ROWS, is_hub_id
 
 
 class Row(NamedTuple):
@@ -56,7 +55,7 @@ def read_rows(source: str, columns: Sequence[str], suggested: str) -> list[Row]:
     path = Path(source).expanduser()
     if path.exists():
         rows = [row for file in _files(path, suggested) for row in _read_file(file)]
-    elif path.suffix in SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    elif not is_hub_id(source):
         raise ValueError(f"prompts = {source!r}: no such file; give {suggested}, or a hub id of the form owner/name")
     else:
         rows = _read_hub(source, suggested)
@@ -78,9 +77,9 @@ def digest(rows: Sequence[Row]) -> str:
 
 
 def _files(path: Path, suggested: str) -> list[Path]:
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-    if not files or files[0].suffix not in SUFFIXES:
-        endings = ", ".join(SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix in ROWS) if path.is_dir() else [path]
+    if not files or files[0].suffix not in ROWS:
+        endings = ", ".join(ROWS)
         raise ValueError(f"prompts = {str(path)!r}: no file that ends in {endings} is there; give {suggested}")
     return files
 
@@ -125,11 +124,11 @@ def _read_hub(source: str, suggested: str) -> list[Row]:
     import datasets
 
     try:
-        splits = datasets.get_dataset_split_names(source)
+        splits = datasets.get_dataset_split_names(*source.split(":", 1))
         chosen = next((name for name in SPLIT_NAMES["eval"] if name in splits), splits[0])
         if len(splits) > 1 and chosen not in SPLIT_NAMES["eval"]:
             raise ValueError(f"it has the splits {', '.join(splits)}, none of {', '.join(SPLIT_NAMES['eval'])}")
-        values = datasets.load_dataset(source, split=chosen).to_list()
+        values = datasets.load_dataset(*source.split(":", 1), split=chosen).to_list()
     except (OSError, ValueError) as error:  # offline, unknown or private; several configurations
         raise ValueError(
             f"prompts = {source!r} is no local file and cannot be read from the hub ({error}); give {suggested}"

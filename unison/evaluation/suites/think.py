@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unison.config import EvalConfig, ScenarioConfig, check_sampling
-from unison.data import Items, WorldItems
+from unison.data import Items
+from unison.data.world import WorldItems
 from unison.evaluation.held_out import by_task, evaluate_batch
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts

@@ -14,14 +14,15 @@ from typing import Any, Literal
 
 from unison.answers import REPLY_FORMAT, is_formatted, is_right
 from unison.config import DataConfig, ScenarioConfig, check_sampling
-from unison.data import Items, TableItems, open_items
+from unison.data import Items, open_items
 from unison.data.rows import BadRow
+from unison.data.tables import TableItems
 from unison.evaluation.held_out import by_task, measured
 from unison.evaluation.stats import task_mean
 from unison.evaluation.suites.batches import finish_rows
 from unison.evaluation.suites.common import ALL, Cuts, Job, Record, Result, cuts, digest
 from unison.evaluation.suites.ledger import Ledger
-from unison.rewards import load_rewards, score
+from unison.rewards import judge, load_rewards
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out
@@ -133,7 +134,7 @@ class _Run:
         seeds = Seeds(self.options.seed, 0)
         asked = roll_out(self.job.policy, SCENARIOS["understanding"], list(items.values()), config, seeds, len(rows))
         if self.rewards and asked:
-            score(asked, self.rewards, {}, self.job.policy)
+            judge(asked, self.rewards, self.job.policy)
         made = [
             self._record(row, trajectory, self.options.max_tokens) for row, trajectory in zip(items, asked, strict=True)
         ]

@@ -30,7 +30,8 @@ from transformers import (
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig, pick
-from unison.policies.checkpoint_files import Report, fetch, find_files, read_headers, read_state
+from unison.hub import fetch
+from unison.policies.checkpoint_files import Report, find_files, read_headers, read_state
 from unison.policies.janus.policy import CHAT_TEMPLATE, Janus
 
 log = logging.getLogger(__name__)

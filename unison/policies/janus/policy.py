@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from unison import hub
 from unison.config import PolicyConfig
 from unison.policies.base import (
     Policy,
@@ -99,12 +100,11 @@ class Janus(Policy):
             ValueError: weights missing, truncated, incomplete or left over; no tokenizer or processor.
         """
         network = load_network(path, config)
-        try:
-            processor: Any = JanusProcessor.from_pretrained(path)
-            # the same pixels with and without torchvision, for which `transformers` has another image processor
-            processor.image_processor = JanusImageProcessorPil.from_pretrained(path)
-        except Exception as error:  # a missing or broken file raises by its kind
-            raise ValueError(f"policy.path = {path!r}: cannot read its tokenizer and processor ({error})") from error
+        # the same pixels with and without torchvision, for which `transformers` has another image processor
+        kinds = (JanusProcessor, JanusImageProcessorPil)
+        what = f"policy.path = {path!r}: cannot read its tokenizer and processor"
+        processor, image_processor = hub.read(what, lambda: [cast(Any, kind).from_pretrained(path) for kind in kinds])
+        processor.image_processor = image_processor
         return cls(network, processor, config)
 
     # -- sampling and scoring ------------------------------------------------------------------------------------
@@ -349,17 +349,9 @@ def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGenerati
     Raises:
         ValueError: weights missing, truncated, incomplete or left over.
     """
-    try:
-        loaded: Any = JanusForConditionalGeneration.from_pretrained(
-            path, use_safetensors=True, dtype=getattr(torch, config.dtype), output_loading_info=True
-        )
-        network, info = loaded
-    except Exception as error:  # safetensors and the hub raise many kinds, all of which mean the same to a user
-        raise ValueError(f"policy.path = {path!r}: cannot read its weights ({error})") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info.get(what, ()))):
-            raise ValueError(f"policy.path = {path!r}: {len(keys)} {what.replace('_', ' ')}, first {keys[0]!r}")
-    return network.eval()
+    load: Any = JanusForConditionalGeneration.from_pretrained
+    options = {"use_safetensors": True, "dtype": getattr(torch, config.dtype), "output_loading_info": True}
+    return hub.whole(f"policy.path = {path!r}", lambda: load(path, **options))
 
 
 def _segments(text: str, markers: Sequence[str]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from unison import hub
 from unison.config import JoinConfig
 from unison.policies.checkpoint_files import compare, read_headers, read_state
 from unison.policies.metaquery import diffusion
@@ -177,12 +178,12 @@ def read_parts(path: str, dtype: torch.dtype) -> Parts:
     Raises:
         ValueError: a part is missing or unreadable, or its weights are not those of its configuration.
     """
-    config = read_config(_file(path, "config.json"))
+    config = read_config(hub.file(path, "config.json"))
     qwen = read_language_model(path, "language_model", dtype)
     transformer, vae, scheduler = read_diffusion(path, dtype)
     network = MetaQueryNetwork(config, qwen, transformer, vae, scheduler)
     network.bridge.to(dtype)
-    weights = [_file(path, BRIDGE)]
+    weights = [_read(path, BRIDGE, lambda: hub.file(path, BRIDGE))]
     report = compare(read_headers(weights), network.bridge.state_dict())
     if report:
         raise ValueError(f"the weights in {weights[0]} do not make the bridge of its config.json:\n{report}")
@@ -231,7 +232,7 @@ def read_language_model(path: str, part: str, dtype: torch.dtype) -> Qwen2_5_VLF
         raise ValueError(f"{_name(path, part)}: model_type {kind!r} is not qwen2_5_vl; give a Qwen2.5-VL checkpoint")
     load: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained
     options: dict[str, Any] = {"subfolder": part, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    return _whole(path, part, lambda: load(path, **options))
+    return hub.whole(_name(path, part), lambda: load(path, **options))
 
 
 def read_processors(path: str, part: str) -> tuple[Any, Qwen2VLImageProcessorPil]:
@@ -271,23 +272,11 @@ def _read_model(path: str, part: str, known: Any, dtype: torch.dtype) -> nn.Modu
         raise ValueError(f"{_name(path, part)}: class {kind!r} is not one of {', '.join(known)}")
     options: dict[str, Any] = {"subfolder": part, "torch_dtype": dtype, "use_safetensors": True}
     options["output_loading_info"] = True
-    return _whole(path, part, lambda: getattr(diffusers, kind).from_pretrained(path, **options))
-
-
-def _whole(path: str, part: str, load: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
-    """What was loaded, if no weight was missing or left over."""
-    model, info = _read(path, part, load)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info.get(what, ()))):
-            raise ValueError(f"{_name(path, part)}: {len(keys)} {what.replace('_', ' ')}, first {keys[0]!r}")
-    return model.eval()
+    return hub.whole(_name(path, part), lambda: getattr(diffusers, kind).from_pretrained(path, **options))
 
 
 def _read(path: str, part: str, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except Exception as error:  # the libraries and the hub raise many kinds, all of which mean the same to a user
-        raise ValueError(f"{_name(path, part)}: cannot read it ({error})") from error
+    return hub.read(f"{_name(path, part)}: cannot read it", load)
 
 
 def _name(path: str, part: str) -> str:
@@ -295,23 +284,7 @@ def _name(path: str, part: str) -> str:
 
 
 def _json(path: str, name: str) -> dict[str, Any]:
-    file = _file(path, name)
-    return _read(path, name, lambda: json.loads(file.read_text()))
-
-
-def _file(path: str, name: str) -> Path:
-    """A file of a local folder or of a hub id.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    if Path(path).is_dir():
-        if not (Path(path) / name).is_file():
-            raise ValueError(f"{path} has no {name}")
-        return Path(path) / name
-    from huggingface_hub import hf_hub_download
-
-    return _read(path, name, lambda: Path(hf_hub_download(path, name)))
+    return _read(path, name, lambda: hub.read_json(path, name))
 
 
 # -- joining ---------------------------------------------------------------------------------------------------------
@@ -330,6 +303,7 @@ def join(language_model: str, diffusion_model: str, joint: JoinConfig, dtype: to
     Raises:
         ValueError: a part is missing, unreadable or of another kind, or a size does not fit.
     """
+    language_model, diffusion_model = hub.locate(language_model), hub.locate(diffusion_model)
     qwen = read_language_model(language_model, "", dtype)
     tokenizer, processor = read_processors(language_model, "")
     transformer, vae, scheduler = read_diffusion(diffusion_model, dtype)

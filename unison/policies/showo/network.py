@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
-from unison.policies.checkpoint_files import compare, fetch, find_files, read_headers, read_state
+from unison.hub import fetch
+from unison.policies.checkpoint_files import compare, find_files, read_headers, read_state
 from unison.policies.showo import magvit
 from unison.policies.showo.layout import SPECIAL
 from unison.policies.showo.magvit import Magvit, MagvitConfig

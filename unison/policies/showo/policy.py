@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from unison.config import PolicyConfig, ScoringConfig
+from unison.hub import fetch, read
 from unison.policies.base import (
     Policy,
     Target,
@@ -44,7 +45,6 @@ from unison.policies.base import (
     sampled,
     tokens_of,
 )
-from unison.policies.checkpoint_files import fetch
 from unison.policies.decisions import selection
 from unison.policies.decisions.tokens import beside_divergence, exponentials, uniforms
 from unison.policies.decoding import causal, masked, refill
@@ -471,7 +471,5 @@ def read_tokenizer(folder: Path, elsewhere: str) -> PreTrainedTokenizerFast:
     """
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    try:
-        return AutoTokenizer.from_pretrained(elsewhere)
-    except Exception as error:  # the hub and the tokenizers raise many kinds, all of which mean the same to a user
-        raise ValueError(f"no tokenizer.json in {folder}, and none to be had from {elsewhere!r} ({error})") from error
+    what = f"no tokenizer.json in {folder}, and none to be had from {elsewhere!r}"
+    return read(what, lambda: AutoTokenizer.from_pretrained(elsewhere))

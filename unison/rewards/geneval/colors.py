@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unison.data.objects import COLORS
-from unison.rewards.common import BATCH
 from unison.rewards.geneval.rules import GREY
-from unison.rewards.models import load
+from unison.rewards.models import BATCH, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,13 +100,17 @@ def _letters(label: str) -> str:
     return re.sub(r"[^a-z]", "", label.lower())
 
 
-def same_size(images: Sequence[Image], at_once: int) -> Iterator[list[int]]:
-    """Row numbers of pictures of one size, so that none is padded, at most `at_once` of them."""
+def by_size(
+    images: Sequence[Image], detect: Callable[[list[Image]], Iterable[list[Detection]]]
+) -> list[list[Detection]]:
+    """The objects of each picture; those of one size are shown together, AT_ONCE of them, so that none is padded."""
     rows: dict[tuple[int, int], list[int]] = {}
     for row, image in enumerate(images):
         rows.setdefault(image.size, []).append(row)
-    for equal in rows.values():
-        yield from (equal[i : i + at_once] for i in range(0, len(equal), at_once))
+    found: dict[int, list[Detection]] = {}
+    for chunk in (equal[i : i + AT_ONCE] for equal in rows.values() for i in range(0, len(equal), AT_ONCE)):
+        found |= zip(chunk, detect([images[i] for i in chunk]), strict=True)
+    return [found[i] for i in range(len(images))]
 
 
 # -- transformers ------------------------------------------------------------------------------------------------------
@@ -126,13 +130,13 @@ class MaskDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image]) -> list[list[Detection]]:
-        found: list[list[Detection]] = [[] for _ in images]
-        for rows in same_size(images, AT_ONCE):
-            inputs = self.processor([images[i] for i in rows], size=PICTURE_SIZE, return_tensors="pt")
-            out = self.model(pixel_values=inputs["pixel_values"].to(self.model.device))
-            for i, classes, masks in zip(rows, out.class_queries_logits, out.masks_queries_logits, strict=True):
-                found[i] = self._objects(classes, masks, images[i].size)
-        return found
+        return by_size(images, self._of_one_size)
+
+    def _of_one_size(self, images: list[Image]) -> list[list[Detection]]:
+        inputs = self.processor(images, size=PICTURE_SIZE, return_tensors="pt")
+        out = self.model(pixel_values=inputs["pixel_values"].to(self.model.device))
+        told = zip(out.class_queries_logits, out.masks_queries_logits, images, strict=True)
+        return [self._objects(classes, masks, image.size) for classes, masks, image in told]
 
     def _objects(self, classes: Tensor, masks: Tensor, size: tuple[int, int]) -> list[Detection]:
         """The surest pairs of query and class, as many as queries; scores count how sure the masks are, too.
@@ -181,14 +185,13 @@ class BoxDetector:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image]) -> list[list[Detection]]:
-        found: list[list[Detection]] = [[] for _ in images]
-        for rows in same_size(images, AT_ONCE):
-            out = self.model(**self.processor([images[i] for i in rows], return_tensors="pt").to(self.model.device))
-            sizes = [images[i].size[::-1] for i in rows]
-            boxes = self.processor.post_process_object_detection(out, threshold=LEAST_SCORE, target_sizes=sizes)
-            for i, found_here in zip(rows, boxes, strict=True):
-                found[i] = self._objects(found_here)
-        return found
+        return by_size(images, self._of_one_size)
+
+    def _of_one_size(self, images: list[Image]) -> list[list[Detection]]:
+        out = self.model(**self.processor(images, return_tensors="pt").to(self.model.device))
+        sizes = [image.size[::-1] for image in images]
+        boxes = self.processor.post_process_object_detection(out, threshold=LEAST_SCORE, target_sizes=sizes)
+        return [self._objects(found) for found in boxes]
 
     def _objects(self, found: Mapping[str, Tensor]) -> list[Detection]:
         rows: Any = zip(*(found[name].tolist() for name in ("labels", "boxes", "scores")), strict=True)

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unison.rewards.common import BATCH, device_of, in_chunks
 from unison.rewards.geneval.colors import ColorModel, load_colors
 from unison.rewards.geneval.detect import Detector, load_detector
 from unison.rewards.geneval.rules import Kept, Verdict, asks_color, crop, decide, keep
+from unison.rewards.models import BATCH, device_of, in_chunks
 from unison.types import Trajectory, Wanted
 
 if TYPE_CHECKING:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from unison.config import RemoteConfig
 from unison.rewards.remote import wire
-from unison.rewards.remote.http import EXCERPT, Client, ClientError, Failure, is_url
+from unison.rewards.remote.http import Client, ClientError, Failure, is_url
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
     import httpx2
 
+M = TypeVar("M", bound=BaseModel)
 TOKEN = "UNISON_REWARD_TOKEN"
 REMOTE = "remote"
 REQUESTS, ROWS = 16, 16  # of a process at a time; most trajectories of one
@@ -85,7 +86,7 @@ class RemoteReward(Client):
             ClientError: it is not there, or does not.
         """
         brief = replace(self, patience=min(self.patience, FIRST_PATIENCE))
-        terms, _ = brief.ask(lambda client: client.get(self.url), self._read_terms)
+        terms, _ = brief.ask(lambda client: client.get(self.url), lambda response: self._parsed(Terms, response))
         return replace(self, rows=min(self.rows, terms.rows), most_bytes=terms.bytes)
 
     def __call__(self, trajectories: Sequence[Trajectory], policy: object) -> list[float | None]:
@@ -118,23 +119,18 @@ class RemoteReward(Client):
         headers = {"Content-Type": "application/json"}
 
         def read(response: httpx2.Response) -> tuple[float | None, ...] | Failure:
-            try:
-                values = wire.SentValues.model_validate_json(response.content).values
-            except ValidationError:
-                return self._misunderstood(response)
-            if len(values) != len(part):
-                return Failure(f"gave {len(values)} values for {len(part)} trajectories", "is it Unison's?", False)
-            return values
+            sent = self._parsed(wire.SentValues, response)
+            if isinstance(sent, Failure):
+                return sent
+            if len(sent.values) != len(part):
+                return Failure(f"gave {len(sent.values)} values for {len(part)} trajectories", "is it Unison's?", False)
+            return sent.values
 
         values, _ = self.ask(lambda client: client.post(self.url, content=body, headers=headers), read)
         return values
 
-    def _read_terms(self, response: httpx2.Response) -> Terms | Failure:
+    def _parsed(self, kind: type[M], response: httpx2.Response) -> M | Failure:
         try:
-            return Terms.model_validate_json(response.content)
+            return kind.model_validate_json(response.content)
         except ValidationError:
-            return self._misunderstood(response)
-
-    def _misunderstood(self, response: httpx2.Response) -> Failure:
-        said = self.without_token(response.text)[:EXCERPT]
-        return Failure(f"answered what no reward server does: {said!r}", "correct the address", False)
+            return self.misunderstood(response, "no reward server does")

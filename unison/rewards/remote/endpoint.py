@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from unison.rewards.remote.http import EXCERPT, Client, ClientError, Failure, in_base64, is_url
+from unison.rewards.remote.http import Client, ClientError, Failure, in_base64, is_url
 
 if TYPE_CHECKING:
     import httpx2
@@ -172,9 +172,7 @@ class Endpoint(Client):
             text = str(choice["message"]["content"] or "")
             first = _first_tokens(choice)
         except (ValueError, KeyError, IndexError, TypeError):
-            said = self.without_token(response.text)[:EXCERPT]
-            what = f"answered what is no chat completion: {said!r}"
-            return Failure(what, "correct the address", True, kind="no completion")
+            return self.misunderstood(response, "is no chat completion", again=True, kind="no completion")
         told = body.get("usage") or {}
         used = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
         self.count(**used)

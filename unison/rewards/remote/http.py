@@ -1,4 +1,4 @@
-"""What all clients of HTTP services share: kept connections, bounded repetition, a token from the environment."""
+"""What clients of HTTP services share: kept connections, bounded repetition, a token from the environment."""
 
 from __future__ import annotations
 
@@ -113,9 +113,10 @@ class Client:
         """What to raise."""
         return ClientError(f"{self.name} {failure.what}; {failure.remedy}", failure.kind, attempts)
 
-    def without_token(self, text: str) -> str:
-        """Some servers repeat a token that they refuse."""
-        return text.replace(secret, "<token>") if (secret := token_in(self.token)) else text
+    def misunderstood(self, response: httpx2.Response, what: str, again: bool = False, kind: str = "") -> Failure:
+        """A success that another kind of server would give."""
+        said = self._without_token(response.text)[:EXCERPT]
+        return Failure(f"answered what {what}: {said!r}", "correct the address", again, kind=kind or "address")
 
     def count(self, **more: int) -> None:
         with self._lock:
@@ -150,8 +151,12 @@ class Client:
         again = (status in (408, 425, 429) or status >= 500) and status not in self.final
         asked = response.headers.get("retry-after", "")
         pause = float(asked) if asked.isdigit() else 0.0
-        said = " ".join(self.without_token(response.text[: 10 * EXCERPT]).split())[:EXCERPT]
+        said = " ".join(self._without_token(response.text[: 10 * EXCERPT]).split())[:EXCERPT]
         return Failure(f"answered {status}: {said}", self._remedy(status), again, pause, f"status {status}")
+
+    def _without_token(self, text: str) -> str:
+        """Some servers repeat a token that they refuse."""
+        return text.replace(secret, "<token>") if (secret := token_in(self.token)) else text
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):

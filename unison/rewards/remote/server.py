@@ -37,7 +37,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from unison.config import ServeConfig
-from unison.rewards import READ_POLICY, load_rewards, values_of
+from unison.rewards import REWARDS, load_rewards, values_of
 from unison.rewards.remote import wire
 from unison.rewards.remote.client import REMOTE, TOKEN, Terms
 from unison.rewards.remote.http import token_in
@@ -243,7 +243,7 @@ def load(specs: Sequence[str]) -> dict[str, RewardFn]:
     if not names:
         raise ValueError("serve-reward: name at least one reward; `unison recipes` lists them")
     for name in names:
-        if name in READ_POLICY:
+        if name in REWARDS and REWARDS[name].reads_policy:
             raise ValueError(
                 f"serve-reward {name}: it reads the policy that is trained, its hidden states or its captions, which "
                 f"no server has; give it to the run itself: --rewards.{name.replace('_', '-')} 1"

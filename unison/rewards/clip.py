@@ -1,7 +1,8 @@
-"""Rewards of edits that compare CLIP embeddings, through `transformers`.
+"""Rewards that compare CLIP embeddings, of a drawing and its prompt or of an edit, through `transformers`.
 
-The picture that is edited is the item's; the edit is the trajectory's first drawing, and a reconstruction of the
-picture, where the edit is taken back, its last.
+`clip`, `pickscore` and `hps` are one function on three checkpoints; any other `CLIPModel` can be named after a colon
+(`clip:owner/name`). The picture that is edited is the item's; the edit is the trajectory's first drawing, and a
+reconstruction of the picture, where the edit is taken back, its last.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPModel, CLIPProcessor
 
-from unison.rewards.common import BATCH, device_of, in_chunks
-from unison.rewards.models import load
+from unison.rewards.models import BATCH, device_of, in_chunks, judge_pairs, load
 from unison.types import Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+SCALE = 2.5  # CLIPScore's w, which spreads the cosines of real pairs over [0, 1]
 ROUNDING = 1e-4  # a change of an embedding, whose length is 1, that is none
+
+
+def clip_score(trajectories: Sequence[Trajectory], policy: Any, checkpoint: str) -> list[float | None]:
+    """CLIPScore of the last drawing and its prompt: min(1, 2.5 max(cosine, 0)), without a prefix to the prompt.
+
+    Source: Hessel et al. 2021, arXiv 2104.08718, eq. 1 (the upper bound is ours). PickScore, arXiv 2305.01569, and
+    HPS v2, arXiv 2306.09341, are 100 times and once the same cosine on weights of their own; the authors of HPS v2
+    publish open_clip's layout, and the default is someone else's conversion of it, which we could not look at. Prompts
+    longer than the text encoder reads are cut. None where there is no drawing or no prompt.
+    """
+
+    def judge(images: list[Image], prompts: list[str]) -> list[float]:
+        pictures, texts = _embed(images, prompts, checkpoint, policy)
+        return (SCALE * (pictures * texts).sum(-1)).clamp(0, 1).tolist()
+
+    return judge_pairs(trajectories, judge)
 
 
 def clip_direction(trajectories: Sequence[Trajectory], policy: Any, checkpoint: str) -> list[float | None]:
