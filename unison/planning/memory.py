@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from unison.config import RunConfig, Strategy
 from unison.config.checks import teams_of
 from unison.planning.peak_memory import peak_bytes
-from unison.planning.rehearsal import Rehearsed, rehearse
+from unison.planning.rehearsal import Rehearsed, enough, rehearse
 from unison.policies.base import Policy, is_adapter
-from unison.policies.sizes import shape_of
+from unison.policies.sizes import Shape, shape_of
 from unison.rewards.sizes import model_bytes
 from unison.types import Action, Context, Latents, Modality, Relaxed
 
@@ -94,7 +94,7 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     held_out = min(config.evaluation.batch_size, config.evaluation.items)
     rows = max(min(config.optim.rollout_items or items, items) * group, held_out)
     rolling = _Rollout(shape.policy, rehearsed, rows).sizes()
-    update = _Update(config, shape.policy, rehearsed).sizes(share * trained)
+    update = _Update(config, shape, rehearsed).sizes(share * trained)
     updating = {"gradients": share * trained, **update, **_gathered(network, layout, trained)}
     return Memory(lasting, rolling, updating, unknown)
 
@@ -115,7 +115,7 @@ def _gathered(network: nn.Module, layout: Layout, trained: float) -> dict[str, f
 # -- a rollout ---------------------------------------------------------------------------------------------------------
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """Stops a pass that has told what was asked."""
 
 
@@ -153,12 +153,12 @@ class _Rollout:
 
         def stop(_module: nn.Module, _args: Any, given: dict[str, Any]) -> None:
             seen.append(given["inputs_embeds"].shape[1])
-            raise _Seen
+            raise _SeenError
 
         def score() -> Sequence[Tensor]:
             try:
                 return self.policy([context], [action])
-            except _Seen:
+            except _SeenError:
                 return ()
 
         handle = self.policy.decoder.register_forward_pre_hook(stop, with_kwargs=True)
@@ -183,7 +183,7 @@ class _Update:
     """The first micro-batch of each modality."""
 
     config: RunConfig
-    policy: Policy
+    shape: Shape
     rehearsed: Rehearsed
 
     def sizes(self, gradients: float) -> dict[str, float]:
@@ -211,16 +211,17 @@ class _Update:
         size = self.config.optim.micro_batch_images if modality == "image" else 0
         if not some:
             return 0.0
-        contexts, actions = zip(*some[: size or len(some)], strict=True)
+        contexts, whole = zip(*some[: size or len(some)], strict=True)
+        actions = enough(self.shape, whole)
         if not relaxed:
             contexts = [_as_they_are(context) for context in contexts] if self._relaxes else contexts
         distance = self.config.objective.of(modality).needs_distance
 
         def score() -> Sequence[Tensor]:
-            anchors = self.policy.anchors(contexts, actions) if distance else None
-            return self.policy(contexts, actions, anchors)
+            anchors = self.shape.policy.anchors(contexts, actions) if distance else None
+            return self.shape.policy(contexts, actions, anchors)
 
-        return float(peak_bytes(self.policy.network, score))
+        return float(peak_bytes(self.shape.policy.network, score))
 
 
 def _as_they_are(context: Context) -> Context:

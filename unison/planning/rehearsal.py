@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,19 @@ def rehearse(config: RunConfig, shape: Shape, items: int, group: int) -> Rehears
         selected = shape.policy.select([turn.action for turn in turns], config.optim, config.seed)
         scored += [(turn.context, s.action) for turn, s in zip(turns, selected, strict=True)]
     return Rehearsed(understudy.sampled, scored)
+
+
+def enough(shape: Shape, actions: Sequence[Action]) -> list[Action]:
+    """Actions of one modality with no more of their rounds than two full passes take: further ones keep nothing."""
+
+    def fewer(action: Action) -> Action:
+        rounds = action.order if isinstance(action, Tokens) else torch.arange(len(action))
+        if shape.per_pass is None or action.modality == "text":
+            return action
+        count = math.ceil(2 * shape.per_pass(action.sampling) / len(actions))
+        return replace(action, mask=action.mask & torch.isin(rounds, rounds[action.mask].unique()[-count:]))
+
+    return [fewer(action) for action in actions]
 
 
 def _item(name: str, understudy: Understudy) -> Item:

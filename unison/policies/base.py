@@ -25,8 +25,8 @@ class Policy(nn.Module):
     """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
     and temperature.
 
-    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode`, `paint` and `save`; `abilities` says
-    which verbs it has.
+    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode`, `paint` and `save`; `abilities`
+    says which verbs it has.
     """
 
     family: ClassVar[str]

@@ -25,6 +25,9 @@ class Shape:
     """A drawing as such a sampling would make it but of no meaning; of None one that was given."""
     side: int
     """Pixels of a drawing along a side."""
+    per_pass: Callable[[Sampling], int] | None = None
+    """Of a drawing's sampling: rounds or steps, of all drawings, that are scored in one pass before it is freed; None
+    where a drawing is scored in one."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Parts:
             )
             network.to(getattr(torch, config.dtype)).vae.float()
             policy = MetaQuery(network, *processors, config)
-        return Shape(policy, partial(_drawing, network.latent_shape), network.pixels)
+        states = config.states_per_pass
+        per_pass = (lambda _: states) if states else None
+        return Shape(policy, partial(_drawing, network.latent_shape), network.pixels, per_pass)
 
 
 def _part(raw: dict[str, Any], known: Any) -> Any:

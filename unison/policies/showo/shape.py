@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from unison.config import PolicyConfig
 from unison.policies import ASSETS
-from unison.policies.decoding.masked import still_masked
+from unison.policies.decoding.masked import POSITIONS_PER_CHUNK, still_masked
 from unison.policies.showo import magvit
 from unison.policies.showo.magvit import MagvitConfig
 from unison.policies.showo.network import ShowOConfig, ShowONetwork, read_config, read_magvit_config
@@ -38,7 +38,12 @@ def _shape(
         network = ShowONetwork(sizes, painter, vision).to(getattr(torch, config.dtype))
         network.image_tokenizer.float()
         policy = ShowO(network, tokenizer, config)
-    return Shape(policy, partial(_drawing, sizes.num_vq_tokens), policy.side)
+    length = sizes.num_vq_tokens
+    return Shape(policy, partial(_drawing, length), policy.side, partial(_per_pass, length))
+
+
+def _per_pass(length: int, sampling: Sampling) -> int:
+    return max(1, POSITIONS_PER_CHUNK // (length * (2 if sampling.scores_guided else 1)))
 
 
 def _drawing(length: int, sampling: Sampling | None) -> Tokens:
