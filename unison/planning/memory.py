@@ -1,39 +1,29 @@
 """The memory of one process of a run, from shapes alone: what lies there throughout, and what comes on top at its peak.
 
-Weights and all that has their size are counted; what a pass makes and keeps is found by running it on tensors without
-data (`policies.live`), and so follows whatever the scoring code does. Left out: what allocators waste between blocks,
-libraries' own memory, and pictures of data and logs.
+Weights and all that has their size are counted; what an update makes and keeps is found by letting the policy score a
+rehearsed micro-batch with weights that have no data. Left out: what allocators waste between blocks, libraries' own
+memory, and pictures of data and logs.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unison import scenarios
-from unison.config import PolicyConfig, Recompute, RunConfig, Strategy, teams_of
-from unison.objectives import needs_reference
-from unison.policies import family_of, locate
-from unison.policies.base import add_adapters, is_adapter, matches
-from unison.policies.decisions.tokens import LOGITS_PER_CHUNK
-from unison.policies.decoding.masked import POSITIONS_PER_CHUNK
-from unison.policies.metaquery.diffusion import PICTURES, at_once
+from unison.config import RunConfig, Strategy, teams_of
+from unison.objectives import needs_distance, needs_reference
+from unison.planning.peak_memory import peak_bytes
+from unison.planning.rehearsal import Rehearsed, enough, rehearse
+from unison.policies.base import Policy, is_adapter
+from unison.policies.sizes import Shape, shape_of
 from unison.rewards.sizes import model_bytes
-
-if TYPE_CHECKING:
-    from unison.planning.passes import Ends
-    from unison.planning.peak_memory import Program
-    from unison.planning.shapes import Denoising, Sizes
+from unison.types import Action, Context, Latents, Modality, Relaxed
 
 FLOAT = {"float32": 4, "bfloat16": 2}
-PROMPT = 64
-"""Positions allowed for a prompt or a question."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +70,20 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     """What one process needs.
 
     Raises:
-        ValueError: a checkpoint whose shape is not known without a download; adapters that fit nothing; a step that
-            does not divide over the processes.
+        ValueError: a checkpoint whose shape is not known without a download; what the policy itself refuses; a step
+            that does not divide over the processes.
     """
     items = config.step.items // teams_of(config, layout.processes)
-    sizes = sizes_of(config.policy)
-    network = prepared(config.policy, sizes)
+    group = config.scenario.group_size // config.distributed.processes_per_group
+    shape = shape_of(config.policy)
+    network = shape.policy.network
     share = 1 / layout.processes if layout.strategy == "fsdp2" else 1.0
     weights, trained = _bytes(network), _bytes(network, trained=True)
     moving = config.objective.reference_decay < 1
     copied = [p for n, p in network.named_parameters() if p.requires_grad and (moving or not is_adapter(n))]
     reference = float(sum(p.numel() * p.element_size() for p in copied)) if needs_reference(config) else 0.0
     rewards, unknown = model_bytes((*config.rewards, *config.evaluation.rewards))
-    work = _Work(config, sizes, network, items, config.scenario.group_size // config.distributed.processes_per_group)
+    rehearsed = rehearse(config, shape, min(config.step.micro_batch_items, items), group)
     lasting = {
         "parameters": share * weights,
         "optimiser (AdamW)": share * 2 * trained,
@@ -100,52 +91,12 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
         "moving average of the weights": share * trained if config.optim.ema_decay else 0.0,
         "reward models": rewards,
     }
-    rolling = {"keys and values of a rollout": work.cache(), "drawings painted": work.painted()}
-    updating = {"gradients": share * trained, **work.update(share * trained), **_gathered(network, layout, trained)}
+    held_out = min(config.evaluation.batch_size, config.evaluation.items)
+    rows = max(min(config.step.rollout_items or items, items) * group, held_out)
+    rolling = _Rollout(shape.policy, rehearsed, rows).sizes()
+    update = _Update(config, shape, rehearsed).sizes(share * trained)
+    updating = {"gradients": share * trained, **update, **_gathered(network, layout, trained)}
     return Memory(lasting, rolling, updating, unknown)
-
-
-def sizes_of(config: PolicyConfig) -> Sizes:
-    """Sizes of the checkpoint: of a local folder, or of a published shape.
-
-    Raises:
-        ValueError: neither is at hand.
-    """
-    from unison.planning.shapes import LOCAL, PUBLISHED
-
-    if config.path in PUBLISHED:
-        return PUBLISHED[config.path].sizes()
-    folder = Path(locate(config.path)).expanduser()
-    if not folder.is_dir():
-        raise ValueError(
-            f"policy.path = {config.path!r}: a dry run downloads nothing; shapes are known of {', '.join(PUBLISHED)} "
-            "and for local folders"
-        )
-    family = family_of(str(folder))
-    if family not in LOCAL:
-        raise ValueError(
-            f"policy.path = {config.path!r}: a dry run knows the memory of {', '.join(LOCAL)}, not of {family!r}; try "
-            "the run itself with --optim.steps 1"
-        )
-    return LOCAL[family](folder)
-
-
-# -- weights -----------------------------------------------------------------------------------------------------------
-
-
-def prepared(config: PolicyConfig, sizes: Sizes) -> nn.Module:
-    """The network on the meta device with the types, adapters and frozen parts of the loaded policy."""
-    network = sizes.network
-    kind = getattr(torch, config.dtype)
-    for name, parameter in network.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if matches(sizes.exact, name) else kind)
-        parameter.requires_grad_(not matches((*config.frozen, *sizes.fixed), name))
-    if config.lora_rank:
-        if not any(re.fullmatch(config.lora_targets, name) for name, _ in network.named_modules()):
-            raise ValueError(f"policy.lora_targets = {config.lora_targets!r} matches no module of {config.path}")
-        with torch.device("meta"):
-            add_adapters(network, config)
-    return network
 
 
 def _bytes(network: nn.Module, trained: bool = False) -> float:
@@ -161,61 +112,86 @@ def _gathered(network: nn.Module, layout: Layout, trained: float) -> dict[str, f
     return {"weights and gradients gathered for an update": rest * (_bytes(network) + trained)}
 
 
-# -- work --------------------------------------------------------------------------------------------------------------
+# -- a rollout ---------------------------------------------------------------------------------------------------------
+
+
+class _SeenError(Exception):
+    """Stops a pass that has told what was asked."""
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Rollouts and updates of a run on one of its processes, which takes so many items of a step."""
+class _Rollout:
+    """So many trajectories at once, in training or in evaluation."""
+
+    policy: Policy
+    rehearsed: Rehearsed
+    rows: int
+
+    def sizes(self) -> dict[str, float]:
+        asked = [(contexts[0], actions[0]) for contexts, actions in self.rehearsed.sampled]
+        drawings = [action for _, action in asked if action.modality == "image"][:1]
+        return {
+            "keys and values of a rollout": max((self._kept(*one) for one in asked), default=0.0),
+            "drawings painted": self._painted(drawings * self.rows) if drawings else 0.0,
+        }
+
+    def _kept(self, context: Context, action: Action) -> float:
+        """Keys and values of all rows: of the prompt, and of what is decided token by token."""
+        if isinstance(action, Latents):  # the states of the prompt are enough
+            return 0.0
+        sizes = self.policy.decoder.config
+        width = sizes.hidden_size * sizes.num_key_value_heads // sizes.num_attention_heads
+        branches = 2 if action.modality == "image" and action.sampling.guidance != 1 else 1
+        decided = len(action) if len(action.order.unique()) == len(action) else 0
+        positions = branches * (self._prompt(context, action) + decided)
+        size = FLOAT[self.policy.config.compute_dtype]
+        return 2.0 * size * self.rows * positions * sizes.num_hidden_layers * width
+
+    def _prompt(self, context: Context, action: Action) -> int:
+        """Positions of a context: those that the decoder is asked to read first."""
+        seen: list[int] = []
+
+        def stop(_module: nn.Module, _args: Any, given: dict[str, Any]) -> None:
+            seen.append(given["inputs_embeds"].shape[1])
+            raise _SeenError
+
+        def score() -> Sequence[Tensor]:
+            try:
+                return self.policy([context], [action])
+            except _SeenError:
+                return ()
+
+        handle = self.policy.decoder.register_forward_pre_hook(stop, with_kwargs=True)
+        peak_bytes(self.policy.network, score, gradients=False)
+        handle.remove()
+        return seen[0]
+
+    def _painted(self, drawings: Sequence[Action]) -> float:
+        """Two passes of the painter, since the pixels of one are there until those of the next are; more keep none."""
+
+        def paint() -> Iterator[Tensor]:
+            return islice(self.policy.paint(drawings), 2)
+
+        return float(peak_bytes(self.policy.network, paint, gradients=False))
+
+
+# -- an update ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Update:
+    """The first micro-batch of each modality."""
 
     config: RunConfig
-    sizes: Sizes
-    network: nn.Module
-    items: int
-    group: int
-    """Siblings of an item that are made here."""
+    shape: Shape
+    rehearsed: Rehearsed
 
-    @property
-    def scenario(self) -> scenarios.Scenario:
-        return scenarios.find(self.config.scenario.name)
-
-    @property
-    def draws(self) -> bool:
-        return "draw" in self.scenario.verbs or "edit" in self.scenario.verbs
-
-    def rows(self, items: int) -> int:
-        """Trajectories of so many items, or of all there are."""
-        return min(items or self.items, self.items) * self.group
-
-    # -- samples -------------------------------------------------------------------------------------------------
-
-    @property
-    def rolled(self) -> int:
-        """Trajectories rolled out at once, in training or in evaluation."""
-        held_out = min(self.config.evaluation.batch_size, self.config.evaluation.items)
-        return max(self.rows(self.config.step.rollout_items), held_out)
-
-    def cache(self) -> float:
-        """Bytes of keys and values: of drawings token by token, of replies, or of masked drawings' prompts."""
-        positions = self.question + self.config.scenario.text.max_tokens if "write" in self.scenario.verbs else 0
-        if self.draws:
-            guided = self.config.scenario.image.guidance != 1
-            drawn = 0 if self.sizes.masked or self.sizes.denoising else self.sizes.image_tokens
-            positions = max(positions, _branches(guided) * (drawn + PROMPT))
-        values = 2.0 * self.rolled * positions * self.sizes.layers * self.sizes.width
-        return values * FLOAT[self.config.policy.compute_dtype]
-
-    def painted(self) -> float:
-        """Bytes that turning the drawings of a rollout into pixels takes."""
-        count = min(self.rolled, at_once(self.sizes.denoising.pixels) if self.sizes.denoising else PICTURES)
-        return self._peak(lambda: self.sizes.paint(self.network, count), gradients=False) if self.draws else 0.0
-
-    # -- updates -------------------------------------------------------------------------------------------------
-
-    def update(self, gradients: float) -> dict[str, float]:
+    def sizes(self, gradients: float) -> dict[str, float]:
         """Bytes of an update beside the gradients: of texts, then, beside a copy of their gradient, of drawings."""
-        optim, text, image = self.config.optim, self.replies(), self.drawings()
-        relaxed, copy = self.relaxed(), gradients if optim.modality_grad_norms else 0.0
+        optim = self.config.optim
+        text, image = self._scored("text"), self._scored("image")
+        relaxed = self._scored("text", relaxed=True) - text if self._relaxes else 0.0
+        copy = gradients if optim.modality_grad_norms else 0.0
         late = copy if text and image else 0.0
         shown = late if late + image > text + relaxed else 0.0
         work = max(text, image) if not shown else image
@@ -226,141 +202,28 @@ class _Work:
         }
 
     @property
-    def question(self) -> int:
-        """Positions of a question, about a picture if it may be."""
-        return PROMPT + (self.sizes.image_tokens if self.scenario.reads else 0)
+    def _relaxes(self) -> bool:
+        return any(isinstance(part, Relaxed) for context, _ in self.rehearsed.scored for part in context.parts)
 
-    @property
-    def scored(self) -> int:
-        """Trajectories of a micro-batch."""
-        return self.rows(self.config.step.micro_batch_items)
-
-    @property
-    def drawn(self) -> int:
-        """Trajectories whose drawings are scored in one pass, at most: some have two each."""
-        return min(self.scored, self.config.step.micro_batch_images or self.scored)
-
-    @property
-    def prompts(self) -> int:
-        """Different prompts among them: siblings share theirs until each has done something of its own."""
-        shared = self.config.scenario.name in ("t2i", "understanding", "unified", "imitate")
-        return self.scored // self.group if shared else self.scored
-
-    def replies(self) -> float:
-        """Bytes that scoring a micro-batch's replies takes; none where no reply is scored."""
-        from unison.planning.passes import Continued, replies
-
-        if "write" not in self.scenario.verbs:
+    def _scored(self, modality: Modality, relaxed: bool = False) -> float:
+        """What the passes of a micro-batch take, forward and backward, with the reference's word on it."""
+        some = [(context, action) for context, action in self.rehearsed.scored if action.modality == modality]
+        size = self.config.step.micro_batch_images if modality == "image" else 0
+        if not some:
             return 0.0
-        length = self.config.scenario.text.max_tokens
-        return self._peak(
-            replies(
-                self._decoder,
-                self._words,
-                Continued(self.prompts, self.question, self.scored, length, recompute=self._recompute),
-            )
-        )
+        contexts, whole = zip(*some[: size or len(some)], strict=True)
+        actions = enough(self.shape, whole)
+        if not relaxed:
+            contexts = [_as_they_are(context) for context in contexts] if self._relaxes else contexts
+        distance = needs_distance(self.config.objective.of(modality))
 
-    def drawings(self) -> float:
-        """Bytes that scoring a pass of drawings takes; none where no drawing is scored."""
-        if not self.draws or self.scenario.relaxes:
-            return 0.0
-        if self.sizes.denoising:
-            return self._denoised(self.sizes.denoising)
-        guided = self.config.scenario.image.scores_guided
-        return self._canvases(guided, self.drawn) if self.sizes.masked else self._in_order(guided, self.drawn)
+        def score() -> Sequence[Tensor]:
+            anchors = self.shape.policy.anchors(contexts, actions) if distance else None
+            return self.shape.policy(contexts, actions, anchors)
 
-    def _in_order(self, guided: bool, rows: int) -> float:
-        from unison.planning.passes import Continued, replies
-
-        sizes = Continued(self._asked(rows), PROMPT, rows, self.sizes.image_tokens, guided, self._recompute)
-        return self._peak(replies(self._decoder, self._codes, sizes))
-
-    def _asked(self, rows: int) -> int:
-        """Different prompts of so many drawings: those of whatever draws first are shared."""
-        return rows if self.scenario.verbs[0] == "write" else math.ceil(rows / self.group)
-
-    def _canvases(self, guided: bool, rows: int, rounds: int | None = None) -> float:
-        """A chunk of the canvases of a drawing's rounds."""
-        from unison.planning.passes import Continued, canvases
-
-        scoring, tokens = self.config.scoring, self.sizes.image_tokens
-        if rounds is None:
-            most = self.config.scenario.image.rounds
-            rounds = min(scoring.rounds or most, most) if scoring.drawings == "rounds" else 1
-        chunk = max(1, POSITIONS_PER_CHUNK // (tokens * _branches(guided)))
-        count = min(rows * rounds, chunk)
-        decided = max(1, count * tokens // rounds)
-        sizes = Continued(min(self._asked(rows), count), PROMPT, count, tokens, guided)
-        return self._peak(canvases(self._decoder, self._codes, sizes, decided))
-
-    def _denoised(self, expert: Denoising) -> float:
-        """What language model and bridge say of each prompt, and the noisy states."""
-        from unison.planning.passes import Denoised, denoised
-
-        guided = self.config.scenario.image.scores_guided and self.config.objective.name != "sft"
-        edits, turns = "edit" in self.scenario.verbs, "draw" in self.scenario.verbs and "edit" in self.scenario.verbs
-        thought = self.config.scenario.text.max_tokens if "write" in self.scenario.verbs else 0
-        prompts = self._asked(self.drawn) + (self.drawn if turns else 0)
-        # the branch that sees the source alone is each prompt's own; that which sees nothing is there once
-        asked = prompts * (1 + (edits and guided)) + (guided and not edits)
-        branches = _branches(guided) + (guided and edits and self.config.scenario.image.source_guidance != 1)
-        sizes = Denoised(
-            prompts=asked,
-            prompt=PROMPT + thought + edits * expert.source_tokens,
-            drawings=self.drawn * (1 + (edits and not turns)),
-            states=self._states * (1 + (edits and not turns)),
-            branches=branches,
-            at_once=self.config.policy.states_per_pass,
-            edits=edits,
-            recompute=self._recompute,
-        )
-        return self._peak(denoised(self.network, sizes))  # type: ignore[arg-type]
-
-    @property
-    def _states(self) -> int:
-        """Noisy states of such drawings that are scored."""
-        image = self.config.scenario.image
-        if self.config.objective.name == "sft":  # a given drawing is one state of itself
-            return self.drawn
-        steps = min(self.config.scoring.rounds or image.steps, image.steps)
-        return self.drawn * (len(image.noisy_steps) or steps)
-
-    def relaxed(self) -> float:
-        """Bytes that the backward pass through a micro-batch's drawings keeps: another pass of the decoder with its
-        noise, what paints the drawings and sees them, and a chunk of logits while it is recomputed."""
-        if not self.scenario.relaxes:
-            return 0.0
-        guided, count, tokens = self.config.scenario.image.scores_guided, self.scored, self.sizes.image_tokens
-        drawn = self._canvases(guided, count, 1) if self.sizes.masked else self._in_order(guided, count)
-        noise = FLOAT["float32"] * count * tokens * self.sizes.codes
-        logits = min(LOGITS_PER_CHUNK, count * tokens * self.sizes.codes)
-        painted = count * FLOAT[self.config.policy.compute_dtype] * self.sizes.painted
-        return noise + painted + drawn + 5.0 * FLOAT["float32"] * logits
-
-    # -- the network ---------------------------------------------------------------------------------------------
-
-    @property
-    def _recompute(self) -> Recompute:
-        return self.config.policy.gradient_checkpointing
-
-    @property
-    def _decoder(self) -> nn.Module:
-        return self.network.get_submodule(self.sizes.decoder)
-
-    def _words(self) -> Ends:
-        return self.sizes.write(self.network)
-
-    def _codes(self) -> Ends:
-        assert self.sizes.draw, "drawings that are denoised have no tokens"
-        return self.sizes.draw(self.network)
-
-    def _peak(self, program: Program, gradients: bool = True) -> float:
-        from unison.planning.peak_memory import peak_bytes
-
-        bfloat16 = self.config.policy.compute_dtype == "bfloat16"
-        return float(peak_bytes(self.network, program, bfloat16=bfloat16, gradients=gradients))
+        return float(peak_bytes(self.shape.policy.network, score))
 
 
-def _branches(guided: bool) -> int:
-    return 2 if guided else 1
+def _as_they_are(context: Context) -> Context:
+    """With drawings in place of relaxed ones, each of which is its context's alone."""
+    return replace(context, parts=tuple(p.action if isinstance(p, Relaxed) else p for p in context.parts))

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from unison import hub
 from unison.config import JoinConfig, PolicyConfig
 from unison.policies.base import Policy
 
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family's parts are, each as "module:name"."""
+
+    load: str
+    """Loads a checkpoint."""
+    shapes: str
+    """Its `sizes.Shapes`, for the dry run; "" where nothing is known of its memory."""
+
+
+def named(name: str) -> Any:
+    """What "module:name" stands for."""
+    module, _, path = name.partition(":")
+    return attrgetter(path)(import_module(module))
+
+
+_SHOWO = Family("unison.policies.showo.policy:ShowO.load", "unison.policies.showo.shape:SHAPES")
 FAMILIES = {
-    "janus": "unison.policies.janus.policy:Janus.load",
-    "multi_modality": "unison.policies.janus.deepseek:load",
-    "showo": "unison.policies.showo.policy:ShowO.load",
-    "Showo": "unison.policies.showo.policy:ShowO.load",
-    "metaquery": "unison.policies.metaquery.policy:MetaQuery.load",
+    "janus": Family("unison.policies.janus.policy:Janus.load", "unison.policies.janus.shape:SHAPES"),
+    "multi_modality": Family("unison.policies.janus.deepseek:load", "unison.policies.janus.shape:DEEPSEEK"),
+    "showo": _SHOWO,
+    "Showo": _SHOWO,
+    "metaquery": Family("unison.policies.metaquery.policy:MetaQuery.load", "unison.policies.metaquery.shape:SHAPES"),
 }
-"""What loads a checkpoint, by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class
-that Show-o's published configurations, which have no `model_type`, name instead."""
+"""The families by `model_type`; "multi_modality" is Janus in DeepSeek's own layout, and "Showo" the class that Show-o's
+published configurations, which have no `model_type`, name instead."""
 
 
 def locate(path: str) -> str:
@@ -55,8 +75,7 @@ def load_policy(config: PolicyConfig) -> Policy:
     path = locate(config.path)
     if parts := hub.halves(path):
         return _join(*parts, config)
-    module, name = FAMILIES[family_of(path)].split(":")
-    return attrgetter(name)(import_module(module))(path, config)
+    return named(FAMILIES[family_of(path)].load)(path, config)
 
 
 def _join(language_model: str, diffusion_model: str, config: PolicyConfig) -> Policy:

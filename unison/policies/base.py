@@ -25,8 +25,8 @@ class Policy(nn.Module):
     """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
     and temperature.
 
-    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode` and `save`; `abilities` says
-    which verbs it has.
+    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode`, `paint` and `save`; `abilities`
+    says which verbs it has.
     """
 
     family: ClassVar[str]
@@ -102,6 +102,10 @@ class Policy(nn.Module):
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         """Text (str) of each text action, picture (PIL) of each image action."""
+        raise NotImplementedError
+
+    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
+        """Pixels [B, 3, H, W] of drawings, as many at a time as go through the painter in one pass."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ length alone and prompts of one length share it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -99,13 +99,7 @@ class Janus(Policy):
         Raises:
             ValueError: weights missing, truncated, incomplete or left over; no tokenizer or processor.
         """
-        network = load_network(path, config)
-        # the same pixels with and without torchvision, for which `transformers` has another image processor
-        kinds = (JanusProcessor, JanusImageProcessorPil)
-        what = f"policy.path = {path!r}: cannot read its tokenizer and processor"
-        processor, image_processor = hub.read(what, lambda: [cast(Any, kind).from_pretrained(path) for kind in kinds])
-        processor.image_processor = image_processor
-        return cls(network, processor, config)
+        return cls(load_network(path, config), load_processor(path), config)
 
     # -- sampling and scoring ------------------------------------------------------------------------------------
 
@@ -320,18 +314,21 @@ class Janus(Policy):
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         tokens = [tokens_of(action) for action in actions]
-        drawings = [action.ids for action in tokens if action.modality == "image"]
-        pictures = iter(self._pictures(torch.stack(drawings)) if drawings else ())
+        drawings = [action for action in tokens if action.modality == "image"]
+        pictures = (picture for pixels in self.paint(drawings) for picture in self._pictures(pixels))
         return [next(pictures) if action.modality == "image" else self._text(action) for action in tokens]
+
+    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
+        ids = [tokens_of(drawing).ids for drawing in drawings]
+        for start in range(0, len(ids), 64):
+            yield self.vq.decode(torch.stack(ids[start : start + 64]).to(self.device))
 
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
 
-    def _pictures(self, ids: Tensor) -> list[Image]:
-        pixels = torch.cat([self.vq.decode(part.to(self.device)) for part in ids.split(64)])
-        return self.processor.postprocess(list(pixels.float().cpu().numpy()), return_tensors="PIL.Image.Image")[
-            "pixel_values"
-        ]
+    def _pictures(self, pixels: Tensor) -> list[Image]:
+        images = list(pixels.float().cpu().numpy())
+        return self.processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def save(self, folder: Path) -> None:
         from unison.policies.adapters import merged
@@ -352,6 +349,20 @@ def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGenerati
     load: Any = JanusForConditionalGeneration.from_pretrained
     options = {"use_safetensors": True, "dtype": getattr(torch, config.dtype), "output_loading_info": True}
     return hub.whole(f"policy.path = {path!r}", lambda: load(path, **options))
+
+
+def load_processor(path: str) -> JanusProcessor:
+    """The tokenizer and what makes pixels of pictures.
+
+    Raises:
+        ValueError: there is none.
+    """
+    # the same pixels with and without torchvision, for which `transformers` has another image processor
+    kinds = (JanusProcessor, JanusImageProcessorPil)
+    what = f"policy.path = {path!r}: cannot read its tokenizer and processor"
+    processor, image_processor = hub.read(what, lambda: [cast(Any, kind).from_pretrained(path) for kind in kinds])
+    processor.image_processor = image_processor
+    return processor
 
 
 def _segments(text: str, markers: Sequence[str]) -> list[tuple[str, str]]:

@@ -419,9 +419,12 @@ class MetaQuery(Policy):
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        drawings = [action.path[-1] for action in actions if isinstance(action, Latents)]
-        pictures = iter([p for part in self._chunks(drawings) for p in self._pixels(torch.stack(list(part)))])
-        return [_to_image(next(pictures)) if isinstance(action, Latents) else self._text(action) for action in actions]
+        pixels = (p for part in self.paint([a for a in actions if isinstance(a, Latents)]) for p in part)
+        return [_to_image(next(pixels)) if isinstance(action, Latents) else self._text(action) for action in actions]
+
+    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
+        for part in self._chunks(drawings):
+            yield self._pixels(torch.stack([latents_of(drawing).path[-1] for drawing in part]))
 
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()

@@ -18,7 +18,7 @@ resizing and the painting by straight-through rounding. Contexts are laid out so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -373,17 +373,18 @@ class ShowO(Policy):
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         found = [tokens_of(action) for action in actions]
-        drawings = [action.ids for action in found if action.modality == "image"]
-        pictures = iter(self._pictures(torch.stack(drawings)) if drawings else ())
+        drawings = [action for action in found if action.modality == "image"]
+        pictures = (magvit.to_image(pixels) for part in self.paint(drawings) for pixels in part)
         return [next(pictures) if action.modality == "image" else self._text(action) for action in found]
 
     def _text(self, action: Tokens) -> str:
         words = action.ids[action.ids < self.layout.words]
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
 
-    def _pictures(self, codes: Tensor) -> list[Image]:
-        tokenizer = self.network.image_tokenizer
-        return [magvit.to_image(y) for part in codes.split(64) for y in tokenizer.decode(part.to(self.device))]
+    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
+        ids = [tokens_of(drawing).ids for drawing in drawings]
+        for start in range(0, len(ids), 64):
+            yield self.network.image_tokenizer.decode(torch.stack(ids[start : start + 64]).to(self.device))
 
     def save(self, folder: Path) -> None:
         from unison.policies.adapters import merged
