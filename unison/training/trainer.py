@@ -20,7 +20,8 @@ from unison.config import ObjectiveConfig, OptimConfig, RunConfig, ScenarioConfi
 from unison.config.checks import teams_of
 from unison.data import open_items, step_items
 from unison.evaluation.environment import describe
-from unison.evaluation.held_out import Evaluation, Pictures, evaluate, joined
+from unison.evaluation.held_out import Pictures, evaluate
+from unison.evaluation.records import Evaluation, joined
 from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_shares, sampling_difference, totals
@@ -431,7 +432,7 @@ class Trainer:
         if self.processes.is_main:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
-        quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
+        quality = sum(e.value for name, e in result.overall().items() if name in ("drawing", "answer"))
         if self.step and quality > self.best:
             self.best = quality
             self._export("best")
