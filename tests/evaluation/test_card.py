@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from unison.evaluation.records import ALL, Evaluation
 from unison.evaluation.stats import Estimate
 from unison.evaluation.suites import card
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 
 EXACT = Estimate(0.61234567, 0.5, 0.7)
 

@@ -15,7 +15,7 @@ from unison.evaluation.held_out import evaluate
 from unison.evaluation.records import ALL, Evaluation, shares
 from unison.evaluation.stats import conditional, conditional_difference
 from unison.evaluation.suites import world
-from unison.evaluation.suites.printed import cells
+from unison.evaluation.suites.card import cells
 from unison.policies.base import Policy
 from unison.reports.comparison import compare_shares, imbalance
 from unison.types import Item, Sampling

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from unison.evaluation.records import Evaluation
     from unison.evaluation.suites import Suite
-    from unison.evaluation.suites.common import Job
+    from unison.evaluation.suites.base import Job
 
 Options = TypeVar("Options")
 
@@ -42,7 +42,7 @@ def evaluate(words: Sequence[str]) -> None:
     """`eval <checkpoint> [--suite <name>,<name>]`, `eval --compare <A> <B>`"""
     from unison.evaluation import suites
     from unison.evaluation.suites import card
-    from unison.evaluation.suites.common import Job
+    from unison.evaluation.suites.base import Job
 
     names, rest = _suite_names(words)
     chosen = [suites.find(name) for name in names]
@@ -135,7 +135,7 @@ def _processes() -> PartialState:
 
 def _print_result(result: Evaluation, file: Path) -> None:
     """The table of all figures by task, with the protocol that they hold for."""
-    from unison.evaluation.suites.printed import counted, heads, one_line, rows
+    from unison.evaluation.suites.card import counted, heads, one_line, rows
 
     _print_table(heads(result), rows(result))
     _print_lines(

@@ -18,8 +18,8 @@ from unison.evaluation.environment import describe
 from unison.evaluation.records import ALL, CONDITIONALS, Evaluation, Record, by_task, merged, paired
 from unison.evaluation.stats import signed, task_mean
 from unison.evaluation.suites import Suite, card
-from unison.evaluation.suites.common import RESULTS, Job, slug
-from unison.evaluation.suites.printed import table
+from unison.evaluation.suites.base import RESULTS, Job, slug
+from unison.evaluation.suites.card import table
 from unison.reports.comparison import Comparison, compare, compare_shares, verdict
 from unison.reports.gallery import gallery, questions
 from unison.reports.page import render

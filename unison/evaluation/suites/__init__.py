@@ -15,7 +15,7 @@ from typing import Any
 
 from unison.config import pick
 from unison.evaluation.records import Evaluation
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 
 DRAWING, ANSWERING, EDITING = "text-to-image", "visual-question-answering", "image-to-image"
 

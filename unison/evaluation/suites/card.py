@@ -1,19 +1,20 @@
-"""What goes into a model card with an upload: the figures as `model-index` metadata, then tables and protocols.
+"""The result of a suite as it is printed, and what goes into a model card with an upload: the figures as `model-index`
+metadata, then tables and protocols.
 
 Source: https://huggingface.co/docs/hub/model-cards, whose metadata `huggingface_hub` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from unison.evaluation.records import Evaluation
+from unison.evaluation.records import ALL, Cuts, Evaluation
 from unison.evaluation.suites import ANSWERING, SUITES, Suite
-from unison.evaluation.suites.common import Job
-from unison.evaluation.suites.printed import body
+from unison.evaluation.suites.base import Job
 
 ANSWERS = ("answer", "format", "own_answer", "answer_given_drawing")
 """Figures of replies, in suites that look at both sides."""
@@ -95,3 +96,49 @@ def subject(result: Evaluation) -> tuple[str, str]:
     """What was evaluated: its name, and the digest of its files."""
     named = next((name for name in SUBJECTS if name in result.protocol), None)
     return (result.protocol[named], result.protocol.get(f"{named}_files", "")) if named else (result.suite, "")
+
+
+# -- as it is printed --------------------------------------------------------------------------------------------------
+
+
+def body(result: Evaluation) -> str:
+    """The table, the notes and the protocol, in Markdown."""
+    protocol = "\n".join(f"- {name}: {one_line(value)}" for name, value in result.protocol.items())
+    told = [f"Counts: {counted(result.counts)}"] if result.counts else []
+    return "\n\n".join([table(heads(result), rows(result)), *told, *result.notes, f"Protocol:\n\n{protocol}"])
+
+
+def heads(result: Evaluation) -> list[str]:
+    """The heads of the table."""
+    return ["figure", "all tasks [95% interval]", *tasks(result)]
+
+
+def rows(result: Evaluation) -> list[list[str]]:
+    """Its cells: of every figure the name, then over all tasks with the interval, then for each task."""
+    return [[name, *cells(cuts, tasks(result))] for name, cuts in result.figures.items()]
+
+
+def tasks(result: Evaluation) -> list[str]:
+    """Every task that a figure has, in the order of the figures."""
+    return [cut for cut in dict.fromkeys(cut for cuts in result.figures.values() for cut in cuts) if cut != ALL]
+
+
+def cells(cuts: Cuts, tasks: Sequence[str]) -> list[str]:
+    """A figure as printed; a dash where a cut does not have it."""
+    single = [cuts.get(task) for task in tasks]
+    return [str(cuts[ALL]) if ALL in cuts else "-", *(f"{e.value:.3f}" if e else "-" for e in single)]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def one_line(value: Any) -> str:
+    """A value of the protocol as printed."""
+    return " ".join(str(value).split())
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts as printed."""
+    return ", ".join(f"{name} {number}" for name, number in counts.items())

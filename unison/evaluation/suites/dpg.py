@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from unison.evaluation.records import ALL, Cuts, Evaluation, Record, by_task, merged
 from unison.evaluation.stats import pooled_share, task_mean
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 from unison.evaluation.suites.judged import JudgedOptions, JudgedRun, fill
 from unison.evaluation.suites.tables import Row, digest, read_rows
 from unison.rewards.llm_judge import read_verdict

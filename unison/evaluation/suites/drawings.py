@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from unison.data.rows import read_image
-from unison.evaluation.suites.common import state_of
-from unison.evaluation.suites.options import DrawOptions
-from unison.evaluation.suites.run import Run
+from unison.evaluation.suites.base import DrawOptions, Run, state_of
 from unison.scenarios.common import Seeds, prompt_context
 from unison.types import Item, Sampling
 

@@ -19,13 +19,11 @@ import torch
 from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, TableItems, open_items
 from unison.evaluation.records import Evaluation, Record, means
-from unison.evaluation.suites.common import Job, digest
-from unison.evaluation.suites.options import Options as Sampled
-from unison.evaluation.suites.run import Run
+from unison.evaluation.suites.base import Job, Run, digest, located
+from unison.evaluation.suites.base import Options as Sampled
 from unison.policies.base import Policy
 from unison.rewards import CHECKPOINTS
 from unison.rewards.edits import clip_direction, clip_reconstruction
-from unison.rewards.models import locate as locate_judge
 from unison.rewards.world import first_drawings, world, world_cycle, world_strict
 from unison.scenarios import cycle_edit
 from unison.scenarios.common import Seeds, begin, then_draw
@@ -116,10 +114,7 @@ def _measures(options: Options) -> dict[str, RewardFn]:
             WORLD["taken_back"]: lambda edits, policy: world_cycle(_returned(edits), policy),
         }
     if options.judge:
-        try:
-            clip = locate_judge(options.judge)
-        except ValueError as error:
-            raise ValueError(f"clip = {options.judge!r}: {error}") from error
+        clip = located("clip", options.judge)
         found |= {
             "clip_image": lambda edits, policy: clip_reconstruction(first_drawings(edits), policy, clip),
             "clip_direction": lambda edits, policy: clip_direction(edits, policy, clip),

@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 
 from unison.data.geneval import read_prompts
 from unison.evaluation.records import Cuts, Evaluation, Record, means, merged
-from unison.evaluation.suites.common import Job, digest
+from unison.evaluation.suites.base import Job, digest, located
 from unison.evaluation.suites.drawings import DrawingOptions, DrawingRun, Key
 from unison.rewards import CHECKPOINTS
 from unison.rewards.geneval.colors import PIXELS, ColorModel, load_colors
 from unison.rewards.geneval.detect import Detector, load_detector
 from unison.rewards.geneval.reward import Judged, judge_pictures
 from unison.rewards.geneval.rules import LEAST_SCORE, LEAST_SCORE_COUNTING
-from unison.rewards.models import locate as locate_judge
 from unison.types import TASKS, Item
 
 FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
@@ -55,18 +54,11 @@ def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     items = read_prompts(options.prompts)
     options.check()
     device = job.processes.device
-    detector = load_detector(_located(options.detector, "detector"), device)
-    colors = load_colors(_located(options.colors, "colors"), device)
+    detector = load_detector(located("detector", options.detector), device)
+    colors = load_colors(located("colors", options.colors), device)
     if not options.drawn:
         job.check()
     return GenEval(options, job, items, detector, colors)
-
-
-def _located(name: str, option: str) -> str:
-    try:
-        return locate_judge(name)
-    except ValueError as error:
-        raise ValueError(f"{option} = {name!r}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unison.evaluation.records import Cuts, Evaluation, Record
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 from unison.evaluation.suites.drawings import DrawingOptions, DrawingRun, Key
 from unison.rewards.visual_judge import Form, Request, Told, VisualJudge, load_judge
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 EXCERPT = 80  # characters of an answer that cannot be read which a record repeats
 NONSENSE = "unreadable"
@@ -121,28 +121,19 @@ class JudgedRun(DrawingRun):
         return super().protocol() | dict(self.asked) | {"judge": self.judge.name, "judge_sees": self.judge.sees}
 
     def make(self, keys: Sequence[Key]) -> Iterator[Record]:
-        """Draws and asks; a drawing's record comes as soon as all answers about it are there."""
+        """Draws and asks; a drawing's record comes as soon as all answers about it are there. What an earlier record
+        tells is kept."""
         images, files = self.drawn(keys)
-        for key, record in zip(keys, self._ask(keys, images), strict=True):
-            yield record | {"image": files.get(key)}
-
-    def _ask(self, keys: Sequence[Key], images: Sequence[Image]) -> Iterator[Record]:
-        """The answers about each drawing, as soon as they are all there; what an earlier record tells is kept."""
-        before = [self.ledger.records.get(str(key), {"told": {}, "cost": {}}) for key in keys]
-        names = [
-            [name for name in self.requests[key.prompt] if old["told"].get(name) is None]
-            for key, old in zip(keys, before, strict=True)
+        known = [self.ledger.records.get(str(key), {"told": {}, "cost": {}}) for key in keys]
+        open_ = [
+            {name: text for name, text in self.requests[key.prompt].items() if old["told"].get(name) is None}
+            for key, old in zip(keys, known, strict=True)
         ]
-        answers = self.judge(
-            [
-                Request(image, self.requests[key.prompt][name])
-                for key, image, some in zip(keys, images, names, strict=True)
-                for name in some
-            ]
-        )
-        for key, old, some in zip(keys, before, names, strict=True):
+        asked = [Request(image, text) for image, some in zip(images, open_, strict=True) for text in some.values()]
+        answers = self.judge(asked)
+        for key, old, some in zip(keys, known, open_, strict=True):
             fresh = {name: next(answers) for name in some}
-            yield {"key": str(key)} | self._merged(key, old, fresh)
+            yield {"key": str(key)} | self._merged(key, old, fresh) | {"image": files.get(key)}
 
     def _merged(self, key: Key, old: Record, fresh: Mapping[str, Told]) -> Record:
         """What is known of a drawing after its latest answers: values, failures and the cost of all attempts."""

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unison.evaluation.records import Record
-from unison.evaluation.suites.common import Job
+
+if TYPE_CHECKING:
+    from unison.evaluation.suites.base import Job
 
 PROTOCOL = "protocol"  # the key of a file's first line
 

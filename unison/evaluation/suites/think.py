@@ -13,8 +13,7 @@ from unison.config import EvalConfig
 from unison.data import WorldItems
 from unison.evaluation.held_out import evaluate_batch
 from unison.evaluation.records import Evaluation, Record, means
-from unison.evaluation.suites.common import Job
-from unison.evaluation.suites.run import Run
+from unison.evaluation.suites.base import Job, Run
 from unison.evaluation.suites.world import SAMPLED, BothOptions, evaluate_rows
 
 FIGURES = {

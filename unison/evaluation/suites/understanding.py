@@ -17,9 +17,8 @@ from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, TableItems, open_items
 from unison.data.rows import BadRow
 from unison.evaluation.records import ALL, REWARD, Cuts, Evaluation, Record, cuts, means, measured
-from unison.evaluation.suites.common import Job, digest
-from unison.evaluation.suites.options import Options as Sampled
-from unison.evaluation.suites.run import Run
+from unison.evaluation.suites.base import Job, Run, digest
+from unison.evaluation.suites.base import Options as Sampled
 from unison.rewards import load_rewards, score
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds

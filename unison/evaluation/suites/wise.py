@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unison.evaluation.records import Cuts, Evaluation, Record, by_task, cuts, merged
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 from unison.evaluation.suites.judged import JudgedOptions, JudgedRun, fill
 from unison.evaluation.suites.tables import Row, digest, read_rows
 from unison.types import Item

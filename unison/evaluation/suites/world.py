@@ -12,9 +12,7 @@ from unison.data import open_items
 from unison.evaluation.held_out import EVAL_SEED, evaluate_batch
 from unison.evaluation.records import ALL, Cuts, Evaluation, Record, fields, means, shares
 from unison.evaluation.stats import Estimate
-from unison.evaluation.suites.common import Job
-from unison.evaluation.suites.options import DrawOptions
-from unison.evaluation.suites.run import Run
+from unison.evaluation.suites.base import DrawOptions, Job, Run
 from unison.rewards import load_rewards
 from unison.types import Item, RewardFn, Sampling
 
