@@ -57,9 +57,10 @@ class Compared:
     def rows(self) -> list[list[str]]:
         """The cells of the table."""
         return [
-            [name, row.label, str(row.items), *(f"{e.value:.3f}" for e in row.sides), _difference(row)]
+            [name, row.label, str(row.items), *(f"{e.value:.3f}" for e in row.sides), row.difference.with_signs]
             for name, rows in self.figures.items()
             for row in rows
+            if row.difference  # there are two sides
         ]
 
     def markdown(self) -> str:
@@ -74,10 +75,12 @@ class Compared:
         path.with_suffix(".html").write_text(render("compare.html.jinja", self._view()), encoding="utf-8")
 
     def _json(self) -> dict[str, Any]:
-        figures = {
-            name: {ALL if row is rows[0] else row.label: _plain(row) for row in rows}
-            for name, rows in self.figures.items()
-        }
+        figures: dict[str, dict[str, Any]] = {}
+        for name, rows in self.figures.items():
+            for row in rows:
+                told = dataclasses.asdict(row)
+                cut = ALL if row is rows[0] else told["label"]
+                figures.setdefault(name, {})[cut] = {part: told[part] for part in ("items", "sides", "difference")}
         sides = [{"name": side.name, "protocol": side.result.protocol} for side in self.sides]
         told = {"suite": self.suite, "sides": sides, "figures": figures, "notes": self.notes}
         return told | {"environment": describe()}
@@ -227,13 +230,3 @@ def _shown(record: Record) -> Record:
     """A record as the page's pieces read it; drawings of one item are told apart by their key."""
     named = {field: record.get(other) for field, other in SHOWN.items() if record.get(field) is None}
     return record | named | {"id": record.get("key", record.get("id"))}
-
-
-def _difference(row: Comparison) -> str:
-    assert row.difference is not None, "there are two sides"
-    return row.difference.with_signs
-
-
-def _plain(row: Comparison) -> dict[str, Any]:
-    told = dataclasses.asdict(row)
-    return {name: told[name] for name in ("items", "sides", "difference")}

@@ -1,9 +1,13 @@
 """Suites by name: what `unison eval --suite <name>` runs.
 
-A suite is a module with `Options`, a frozen dataclass on top of `options.Options`, and `prepare(options, job)`, which
-checks everything that can be checked before the model is loaded and returns a `run.Run`: its protocol, how the records
-of some items are made, and what they come to. `drawings` and `judged` have these for N drawings of a prompt, and for a
-judge that answers questions about them. A new suite is such a file, and a line in SUITES.
+A suite is a module with `Options`, a `base.SuiteOptions` with its own, and `prepare(options, job)`, which checks all
+that can be checked before the model is loaded and returns a `base.Run`: its protocol, how the records of some items are
+made, and what they come to. A new suite is such a file, and a line in SUITES.
+
+- base: the job of a command, options of all suites, the runner; ledger: finished records that outlive a kill
+- drawings: N drawings of every prompt; judged: with a judge's answers about each; tables: their prompt files
+- card: a result as it is printed, and for a model card
+- world, think, understanding, editing, geneval, dpg, wise: the suites
 """
 
 from __future__ import annotations

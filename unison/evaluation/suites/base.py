@@ -86,7 +86,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(ABC):
+class SuiteOptions(ABC):
     """What every suite has."""
 
     least: ClassVar[Mapping[str, float]] = dict.fromkeys(("images", "batch_size", "steps", "max_tokens"), 1)
@@ -117,7 +117,7 @@ class Options(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawOptions(Options):
+class DrawOptions(SuiteOptions):
     """How prompts are drawn."""
 
     guidance: float = 5.0
@@ -139,7 +139,7 @@ class Run(ABC):
     name: ClassVar[str]
     """The suite's."""
 
-    options: Options
+    options: SuiteOptions
     job: Job
     items: Sequence[Item] | Items
 

@@ -19,8 +19,7 @@ import torch
 from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, TableItems, open_items
 from unison.evaluation.records import Evaluation, Record, means
-from unison.evaluation.suites.base import Job, Run, digest, located
-from unison.evaluation.suites.base import Options as Sampled
+from unison.evaluation.suites.base import Job, Run, SuiteOptions, digest, located
 from unison.policies.base import Policy
 from unison.rewards import CHECKPOINTS
 from unison.rewards.edits import clip_direction, clip_reconstruction
@@ -40,7 +39,7 @@ GALLERY = 24  # edits that are kept as pictures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Sampled):
+class Options(SuiteOptions):
     """What is edited, how, and what looks at it."""
 
     data: str = "world"

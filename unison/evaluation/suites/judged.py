@@ -125,13 +125,13 @@ class JudgedRun(DrawingRun):
         tells is kept."""
         images, files = self.drawn(keys)
         known = [self.ledger.records.get(str(key), {"told": {}, "cost": {}}) for key in keys]
-        open_ = [
+        lacking = [
             {name: text for name, text in self.requests[key.prompt].items() if old["told"].get(name) is None}
             for key, old in zip(keys, known, strict=True)
         ]
-        asked = [Request(image, text) for image, some in zip(images, open_, strict=True) for text in some.values()]
+        asked = [Request(image, text) for image, some in zip(images, lacking, strict=True) for text in some.values()]
         answers = self.judge(asked)
-        for key, old, some in zip(keys, known, open_, strict=True):
+        for key, old, some in zip(keys, known, lacking, strict=True):
             fresh = {name: next(answers) for name in some}
             yield {"key": str(key)} | self._merged(key, old, fresh) | {"image": files.get(key)}
 

@@ -1,6 +1,6 @@
 """Questions of any VQA or multiple-choice data set: are the replies right, in the format, and how long are they.
 
-An answer is right as training rewards it (`rewards.text.is_right`): the letter or text of an option, or the same words.
+An answer is right as training rewards it (`answers.is_right`): the letter or text of an option, or the same words.
 Answers that can be worded in many ways are measured by a reward besides, such as `math` or `llm_judge`.
 """
 
@@ -17,8 +17,7 @@ from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, TableItems, open_items
 from unison.data.rows import BadRow
 from unison.evaluation.records import ALL, REWARD, Cuts, Evaluation, Record, cuts, means, measured
-from unison.evaluation.suites.base import Job, Run, digest
-from unison.evaluation.suites.base import Options as Sampled
+from unison.evaluation.suites.base import Job, Run, SuiteOptions, digest
 from unison.rewards import load_rewards, score
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
@@ -34,7 +33,7 @@ GALLERY = 9  # pictures asked about that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Sampled):
+class Options(SuiteOptions):
     """What is asked, and how replies are sampled."""
 
     data: str = "world"
