@@ -21,7 +21,7 @@ from benchmarks.learning.training import averaged, folder, side_by_side, train
 from benchmarks.learning.unirl import signed
 from benchmarks.pages import DOCS, write_section
 from unison.config import RunConfig, to_json
-from unison.evaluation.held_out import REWARD, Evaluation
+from unison.evaluation.records import REWARD, Evaluation
 from unison.evaluation.stats import task_difference, task_mean
 from unison.policies import locate
 from unison.recipes.algorithms import ALGORITHMS

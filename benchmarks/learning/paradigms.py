@@ -20,7 +20,8 @@ from benchmarks.learning.training import folder, over_seeds, side_by_side, sprea
 from benchmarks.pages import DOCS, write_section
 from unison.config import EvalConfig, PolicyConfig
 from unison.data import open_items
-from unison.evaluation.held_out import Evaluation, by_task, evaluate
+from unison.evaluation.held_out import evaluate
+from unison.evaluation.records import Evaluation, by_task
 from unison.policies import load_policy, locate
 from unison.policies.merge import merge
 from unison.recipes.corl import tiny_unified

@@ -17,9 +17,9 @@ import tyro
 
 from benchmarks.learning.training import train
 from benchmarks.pages import DOCS, write_section
-from unison.evaluation.held_out import FIGURES, Evaluation, by_task
+from unison.evaluation.records import FIGURES, Evaluation, by_task
 from unison.evaluation.stats import task_difference, task_mean
-from unison.reports.page import before_and_after, read_evaluations
+from unison.reports.run_folder import before_and_after, read_evaluations
 
 
 @dataclass(frozen=True)

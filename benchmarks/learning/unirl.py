@@ -19,7 +19,7 @@ import tyro
 from benchmarks.learning.seeds import ends
 from benchmarks.learning.training import averaged, folder, over_seeds, side_by_side, spread, train
 from benchmarks.pages import DOCS, write_section
-from unison.evaluation.held_out import CONDITIONALS, FIGURES, Evaluation, by_task, pairs_by_task
+from unison.evaluation.records import CONDITIONALS, FIGURES, Evaluation, by_task, pairs_by_task
 from unison.evaluation.stats import Estimate, conditional, conditional_difference, task_difference
 
 Model = Literal["tiny-janus", "tiny-showo"]

@@ -23,7 +23,7 @@ from benchmarks.learning import seeds
 from benchmarks.learning.algorithms import line
 from benchmarks.learning.training import folder, side_by_side, train
 from benchmarks.pages import DOCS, write_section
-from unison.evaluation.held_out import Evaluation, by_task
+from unison.evaluation.records import Evaluation, by_task
 
 Table = Literal["scenarios", "jpeg", "cold-start", "lambdas", "grpo", "forgetting"]
 Figures = dict[str, str]

@@ -13,7 +13,7 @@ from benchmarks.learning.unirl_zero import TABLES, Args, Row, compared, ends, si
 from benchmarks.pages import DOCS, write_section
 from unison import recipes
 from unison.cli import train as cli_train
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 
 ROWS = {row.name: row for rows in TABLES.values() for row in rows.values()}
 

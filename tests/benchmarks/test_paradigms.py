@@ -11,7 +11,7 @@ from benchmarks.learning.training import over_seeds
 from benchmarks.pages import write_section
 from unison import recipes
 from unison.config import RunConfig
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 
 ROWS = [pytest.param(row, id=f"{name}-{label}") for name, rows in TABLES.items() for label, row in rows.items()]
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from accelerate import PartialState
 from huggingface_hub import ModelCard
 
+from unison.evaluation.records import ALL, Evaluation
 from unison.evaluation.stats import Estimate
 from unison.evaluation.suites import card
-from unison.evaluation.suites.common import ALL, Job, Result
+from unison.evaluation.suites.base import Job
 
 EXACT = Estimate(0.61234567, 0.5, 0.7)
 
 
-def result(suite: str, checkpoint: str, *figures: str, **protocol: str) -> Result:
+def result(suite: str, checkpoint: str, *figures: str, **protocol: str) -> Evaluation:
     told = {"checkpoint": checkpoint, "checkpoint_files": "1", "seed": 0} | protocol
-    return Result(suite, told, {name: {ALL: EXACT, "colors": EXACT} for name in figures}, [], ["Mind the gap."])
+    stated = {name: {ALL: EXACT, "colors": EXACT} for name in figures}
+    return Evaluation(0, [], suite, told, stated, ["Mind the gap."])
 
 
 def read(path: Path) -> dict[str, dict[str, float]]:

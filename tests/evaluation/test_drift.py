@@ -13,9 +13,10 @@ import pytest
 
 from unison.config import PolicyConfig, RunConfig, to_json
 from unison.evaluation.drift import find_drift
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 from unison.evaluation.stats import task_difference
-from unison.reports.page import drift_chart, write_report
+from unison.reports.charts import drift_chart
+from unison.reports.page import write_report
 
 TASKS = ("colors", "counting")
 

@@ -12,11 +12,13 @@ from unison.config import EvalConfig, ScenarioConfig
 from unison.data import Items
 from unison.data.prompts import PromptItems
 from unison.data.world import WorldItems
-from unison.evaluation.held_out import Evaluation, by_cut, evaluate, shares
+from unison.evaluation.held_out import evaluate
+from unison.evaluation.records import ALL, Evaluation, shares
 from unison.evaluation.stats import conditional, conditional_difference
-from unison.evaluation.suites.common import figure_cells
+from unison.evaluation.suites import world
+from unison.evaluation.suites.card import cells
 from unison.policies.base import Policy
-from unison.reports.page import compare_shares, imbalance
+from unison.reports.comparison import compare_shares, imbalance
 from unison.types import Item, Sampling
 
 SCENARIO = ScenarioConfig(text=Sampling(max_tokens=5), image=Sampling(guidance=2.0))
@@ -39,8 +41,8 @@ COUNTS = {(True, True): 30, (True, False): 10, (False, True): 20, (False, False)
 
 def test_conditional_shares_are_counts_over_those_that_meet_the_condition() -> None:
     found = shares([*records(COUNTS), record(1000, None, True), record(1001, True, None)])
-    assert found["answer_given_drawing"].value == pytest.approx(30 / 40)
-    assert found["drawing_given_answer"].value == pytest.approx(30 / 50)
+    assert found["answer_given_drawing"][ALL].value == pytest.approx(30 / 40)
+    assert found["drawing_given_answer"][ALL].value == pytest.approx(30 / 50)
 
 
 def test_a_condition_that_nothing_meets_has_no_share() -> None:
@@ -80,7 +82,7 @@ def test_a_difference_needs_equal_suites() -> None:
 def test_each_category_and_its_gap_are_printed() -> None:
     both = [*records(COUNTS), *records({(False, True): 3, (False, False): 1}, "counting")]
     tasks = ["colors", "counting"]
-    rows = {name: figure_cells(cuts, tasks) for name, cuts in by_cut(both, tasks).items()}
+    rows = {name: cells(cuts, tasks) for name, cuts in world.figures(both).items()}
     assert rows["answer_given_drawing"][1:] == ["0.750", "-"]
     assert rows["1 - answer_given_drawing"][1:] == ["0.250", "-"]
     assert rows["1 - answer_given_drawing"][0].startswith("0.250 [")
@@ -122,4 +124,4 @@ def test_asking_about_the_drawings_changes_no_other_figure(policy: Policy) -> No
 def test_a_prompt_without_picture_or_judge_is_evaluated_by_the_answer_about_its_drawing(policy: Policy) -> None:
     found = evaluate(policy, first(PromptItems("eval", "", 0, 6)), SCENARIO, OWN)
     assert all(r["own_answer_correct"] is not None and r["drift"] is None for r in found.records)
-    assert set(found.figures()) == {"own_answer"}
+    assert set(found.figures) == {"own_answer"}

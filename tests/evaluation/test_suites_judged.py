@@ -25,7 +25,7 @@ from PIL import Image
 from unison.cli import main as cli
 from unison.evaluation.stats import pooled_share, task_mean
 from unison.evaluation.suites import wise
-from unison.evaluation.suites.common import Job
+from unison.evaluation.suites.base import Job
 from unison.evaluation.suites.dpg import COLUMNS, Question, figures, read_questions, score, settle
 from unison.evaluation.suites.ledger import Ledger
 from unison.evaluation.suites.tables import Row, digest, read_rows

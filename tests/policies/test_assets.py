@@ -98,7 +98,7 @@ def test_a_tiny_model_leaves_room_on_both_sides(path: str, drawn: Sampling):
     config = tiny_unified()
     items = open_items("world", "eval", config.data, 0, 600)
     settings = (replace(config.scenario, image=drawn), config.evaluation)
-    figures = evaluate(load_policy(PolicyConfig(path)), [items[i] for i in range(600)], *settings).figures()
+    figures = evaluate(load_policy(PolicyConfig(path)), [items[i] for i in range(600)], *settings).overall()
     assert figures["drawing"].high >= 0.45
     assert figures["drawing"].value <= 0.75
     assert 0.45 <= figures["answer"].value <= 0.8

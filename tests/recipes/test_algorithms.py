@@ -33,7 +33,7 @@ from tests.training.test_train_latents import (
 )
 from unison.cli import main as cli
 from unison.config import AdvantageConfig, ObjectiveConfig, RunConfig, ScoringConfig
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
 from unison.objectives.nft import nft

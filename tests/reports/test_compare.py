@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.test_suites import fails, run
+from unison.evaluation.records import ALL, Evaluation
 from unison.evaluation.stats import task_difference, task_mean
-from unison.evaluation.suites.common import ALL, Result
 from unison.reports.side_by_side import Side, side_by_side
 
 TASKS = ("colors", "counting")
@@ -25,9 +25,9 @@ def record(i: int, skill: float, rng: random.Random, **more: Any) -> dict[str, A
     return {"id": f"item-{i}", "task": TASKS[i % 2], "prompt": f"prompt {i}", "right": rng.random() < skill, **more}
 
 
-def result(records: list[dict[str, Any]], **protocol: Any) -> Result:
+def result(records: list[dict[str, Any]], **protocol: Any) -> Evaluation:
     figures = {"share": {ALL: task_mean(by_task(records))}}
-    return Result("world", {"seed": 0} | protocol, figures, records, fields={"share": "right"})
+    return Evaluation(0, records, "world", {"seed": 0} | protocol, figures, fields={"share": "right"})
 
 
 def by_task(records: list[dict[str, Any]], ids: set[str] | None = None) -> dict[str, list[float]]:
@@ -38,7 +38,7 @@ def by_task(records: list[dict[str, Any]], ids: set[str] | None = None) -> dict[
     return values
 
 
-def sides(a: Result, b: Result, folder: Path = Path()) -> tuple[Side, Side]:
+def sides(a: Evaluation, b: Evaluation, folder: Path = Path()) -> tuple[Side, Side]:
     return Side("old", a, folder), Side("new", b, folder)
 
 
@@ -96,7 +96,7 @@ def test_a_figure_that_its_suite_weighs_is_compared_task_by_task() -> None:
     a, b = (result(make(20, skill, seed)) for skill, seed in ((0.2, 1), (0.7, 2)))
     weighed = task_mean({"colors": by_task(list(b.records))["colors"]})
     figures = {"share": {ALL: weighed}, "other": {ALL: weighed}}  # no record has `other`
-    compared = side_by_side(*sides(a, replace(b, figures=figures)))
+    compared = side_by_side(*sides(a, replace(b, stated=figures)))
     assert list(compared.figures) == [f"share: {task}" for task in TASKS]
     assert "`share` over all tasks is weighed by its suite" in compared.notes[0]
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from unison.config import PolicyConfig, RunConfig, to_json
 from unison.evaluation.stats import Estimate, conditional, task_difference, task_mean
-from unison.reports.page import FIGURES, Comparison, read_run, verdict, write_report
+from unison.reports.comparison import FIGURES, Comparison, verdict
+from unison.reports.page import write_report
+from unison.reports.run_folder import read_run
 
 REPLY = "<think>1 < 2</think><script>alert('x')</script>"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from unison.config import EvalConfig, ObjectiveConfig, RetentionConfig, RunConfig, ScenarioConfig
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 from unison.policies.metaquery.policy import MetaQuery
 from unison.recipes import unirl_zero
 from unison.training.retention import change, falls
@@ -94,7 +94,7 @@ def test_probed_questions_are_asked_alone_and_counted_apart(folder: Path, tmp_pa
     assert [r["probe_correct"] is None for r in probed] == [False] * 3
     assert all(r["drawing_correct"] is None and r["answer_correct"] is None for r in probed)
     assert all(r.get("probe_correct") is None and r["drawing_correct"] is not None for r in drawn)
-    assert "probe" in result.figures()
+    assert "probe" in result.figures
 
 
 def test_replayed_questions_train_words_in_the_update_of_drawings(folder: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from rich.console import Console
 
+    from unison.evaluation.records import Evaluation
     from unison.evaluation.suites import Suite
-    from unison.evaluation.suites.common import Job, Result
+    from unison.evaluation.suites.base import Job
 
 Options = TypeVar("Options")
 
@@ -41,7 +42,7 @@ def evaluate(words: Sequence[str]) -> None:
     """`eval <checkpoint> [--suite <name>,<name>]`, `eval --compare <A> <B>`"""
     from unison.evaluation import suites
     from unison.evaluation.suites import card
-    from unison.evaluation.suites.common import Job
+    from unison.evaluation.suites.base import Job
 
     names, rest = _suite_names(words)
     chosen = [suites.find(name) for name in names]
@@ -132,12 +133,11 @@ def _processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), **patience)
 
 
-def _print_result(result: Result, file: Path) -> None:
+def _print_result(result: Evaluation, file: Path) -> None:
     """The table of all figures by task, with the protocol that they hold for."""
-    from unison.evaluation.suites.common import counted, one_line
+    from unison.evaluation.suites.card import counted, heads, one_line, rows
 
-    heads = ["figure", "all tasks [95% interval]", *result.tasks]
-    _print_table(heads, [[name, *row] for name, row in result.rows().items()])
+    _print_table(heads(result), rows(result))
     _print_lines(
         *([f"counts: {counted(result.counts)}"] if result.counts else []),
         *result.notes,

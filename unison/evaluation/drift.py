@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unison.evaluation.held_out import Evaluation, Record, by_task, measured
-from unison.evaluation.stats import Estimate, signed, task_difference, task_mean
+from unison.evaluation.records import Evaluation, by_task, measured, paired
+from unison.evaluation.stats import Estimate, task_difference, task_mean
 
 OWN, JUDGED = "own_answer_correct", "drawing_correct"
 REMEDIES = (
@@ -43,7 +43,7 @@ class Drift:
     def sentence(self) -> str:
         """What the intervals say, and no more; the remedies where self-reward drifts."""
         span = f"From step {self.steps[0]} to step {self.steps[-1]} self-agreement"
-        own, judged = (difference(e) for e in (self.agreement_change, self.judged_change))
+        own, judged = self.agreement_change.with_signs, self.judged_change.with_signs
         if self.agreement_change.low <= 0:
             return f"{span} does not rise beyond noise ({own}; {self.judge} {judged}): no drift."
         if self.found:
@@ -55,9 +55,10 @@ class Drift:
 def find_drift(evaluations: Sequence[Evaluation]) -> Drift | None:
     """The course of both; None without two evaluations that share items with an own answer and a judged drawing."""
     judge = judge_of(evaluations)
-    shared, ends = paired(evaluations, judge), paired(evaluations[:: max(len(evaluations) - 1, 1)], judge)
+    shared = paired(evaluations, OWN, judge)
     if len(evaluations) < 2 or not shared[0]:
         return None
+    ends = paired([evaluations[0], evaluations[-1]], OWN, judge)
     agreement, judged = ([task_mean(by_task(side, field)) for side in shared] for field in (OWN, judge))
     changes = [task_difference(*(by_task(side, field) for side in ends)) for field in (OWN, judge)]
     words = "the judge's drawing score" if judge == JUDGED else f"the measured {judge}"
@@ -70,16 +71,3 @@ def judge_of(evaluations: Sequence[Evaluation]) -> str:
     if any(record.get(JUDGED) is not None for record in records):
         return JUDGED
     return next(iter(measured(records)), JUDGED)
-
-
-def paired(evaluations: Sequence[Evaluation], judge: str) -> list[list[Record]]:
-    """Of each evaluation the records of the items that all hold with both fields, in one order."""
-    full = [[r for r in e.records if r.get(OWN) is not None and r.get(judge) is not None] for e in evaluations]
-    by_id = [{record["id"]: record for record in records} for records in full]
-    shared = [i for i in (by_id[0] if by_id else ()) if all(i in records for records in by_id)]
-    return [[records[i] for i in shared] for records in by_id]
-
-
-def difference(estimate: Estimate) -> str:
-    """With signs, as in +0.100 [+0.050, +0.150]."""
-    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"

@@ -11,18 +11,16 @@ The world's judge reads the world's prompts alone. Other drawings, and answers a
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.progress import Progress
 
 from unison.answers import is_formatted, is_right
 from unison.config import EvalConfig, ScenarioConfig
-from unison.evaluation.stats import Estimate, conditional, task_mean
+from unison.evaluation.records import REWARD, Evaluation, Record
 from unison.policies.base import Policy
 from unison.rewards import judge
 from unison.scenarios import SCENARIOS
@@ -35,24 +33,6 @@ from unison.world.judge import judge_asked
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FIGURES = {
-    "drawing": "drawing_correct",
-    "drawing_partial": "drawing_score",
-    "answer": "answer_correct",
-    "format": "format_ok",
-    "own_answer": "own_answer_correct",
-    "drift": "drift",
-    "probe": "probe_correct",
-}
-"""Figures of an evaluation, and the record's field that each one averages."""
-CONDITIONALS = {
-    "answer_given_drawing": ("drawing_correct", "own_answer_correct"),
-    "drawing_given_answer": ("own_answer_correct", "drawing_correct"),
-}
-"""Conditional shares, and the fields of condition and event; both are about the model's own drawing."""
-
-REWARD = "reward/"  # begins the field of a measured reward
-Record = dict[str, Any]
 EVAL_SEED = 20_250_517  # the same samples before and after, whatever the run's seed: differences are paired
 
 
@@ -67,91 +47,12 @@ class Pictures(NamedTuple):
     most: int = GALLERY
     """Items that keep theirs."""
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Records of every item."""
-
-    step: int
-    records: list[Record]
-
-    def figures(self) -> dict[str, Estimate]:
-        """Mean over task types of each figure that any item has, and the conditional shares, with their intervals."""
-        columns = {name: by_task(self.records, field) for name, field in fields(self.records).items()}
-        means = {name: task_mean(column) for name, column in columns.items() if column}
-        return means | shares(self.records)
-
-    def save(self, folder: Path) -> Path:
-        """Writes `<step>.json` into the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.step:06d}.json"
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
-        return path
-
-    @classmethod
-    def load(cls, path: Path) -> Evaluation:
-        return cls(**json.loads(path.read_text()))
-
-
-def fields(records: Sequence[Record]) -> dict[str, str]:
-    """Every figure that records may have, and its field: FIGURES, and the measured rewards under their own names."""
-    return FIGURES | {name: name for name in measured(records)}
-
-
-def measured(records: Iterable[Record]) -> list[str]:
-    """The fields of measured rewards, `reward/<name>`, in the order of the configuration."""
-    return list(dict.fromkeys(field for record in records for field in record if field.startswith(REWARD)))
-
-
-def by_task(records: Iterable[Record], field: str) -> dict[str, list[float]]:
-    """Values of a field by task type, records without it left out."""
-    columns: dict[str, list[float]] = {}
-    for record in records:
-        if record.get(field) is not None:
-            columns.setdefault(record["task"], []).append(float(record[field]))
-    return columns
-
-
-def pairs_by_task(records: Iterable[Record], name: str) -> dict[str, list[tuple[bool, bool]]]:
-    """Condition and event of a conditional share by task type, records that lack either left out."""
-    columns: dict[str, list[tuple[bool, bool]]] = {}
-    condition, event = CONDITIONALS[name]
-    for record in records:
-        if record.get(condition) is not None and record.get(event) is not None:
-            columns.setdefault(record["task"], []).append((record[condition], record[event]))
-    return columns
-
-
-def shares(records: Iterable[Record]) -> dict[str, Estimate]:
-    """The conditional shares over all records; one whose condition no record meets is left out."""
-    found = {name: pairs_by_task(records, name) for name in CONDITIONALS}
-    return {name: conditional(pairs) for name, pairs in found.items() if is_met(pairs)}
-
-
-def by_cut(records: Sequence[Record], tasks: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-    """Every figure and conditional share, with its gap to 1: over all tasks ("all"), and in each task that has it."""
-    cuts = {"all": list(records)} | {task: [r for r in records if r["task"] == task] for task in tasks}
-    rows: dict[str, dict[str, Estimate]] = {}
-    for name, field in fields(records).items():
-        columns = {cut: column for cut, some in cuts.items() if (column := by_task(some, field))}
-        rows[name] = {cut: task_mean(column) for cut, column in columns.items()}
-    found = {cut: shares(some) for cut, some in cuts.items()}
-    for name in found["all"]:
-        rows[name] = {cut: told[name] for cut, told in found.items() if name in told}
-        gaps = {cut: Estimate(1 - e.value, 1 - e.high, 1 - e.low) for cut, e in rows[name].items()}
-        rows[f"1 - {name}"] = gaps
-    return {name: row for name, row in rows.items() if row}
-
-
-def is_met(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> bool:
-    """Whether any item meets the condition."""
-    return any(condition for rows in pairs.values() for condition, _ in rows)
-
-
-def joined(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of items that were dealt out in turn."""
-    rounds = zip_longest(*(part.records for part in parts))
-    return Evaluation(parts[0].step, [record for each in rounds for record in each if record is not None])
+    def keep(self, name: str, image: Image) -> str:
+        """Saves a picture; returns its place, seen from the root."""
+        path = self.root / self.folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        return f"{self.folder}/{name}.png"
 
 
 def evaluate(
@@ -213,9 +114,7 @@ def evaluate_batch(
         result, about_own = drawn.get(item.id), _is_asked(item) and config.own_drawings
         image = result.images[how.judged] if result else None
         record = _record(item, result, image, asked.get(item.id), about_own)
-        if pictures and number < kept:
-            _keep_pictures(record, item, image, pictures)
-        records.append(record)
+        records.append(record | (_kept(item, image, pictures) if pictures and number < kept else {}))
     return records
 
 
@@ -300,26 +199,16 @@ def _about_own(item: Item, drawn: Trajectory | None, drawing_correct: bool | Non
 
 def _judged(item: Item, image: Image | None) -> Record:
     """The judge's verdict; nothing where what is asked for is not said in words that the world's judge can read."""
-    nothing = {"drawing_correct": None, "drawing_score": None, "drawing_reason": None}
-    if image is None:
-        return nothing
-    try:
-        verdict = judge_asked(image, item.target_caption or item.prompt or "")
-    except ValueError:
-        return nothing
-    return {
-        "drawing_correct": verdict.correct,
-        "drawing_score": verdict.score,
-        "drawing_reason": verdict.reason,
-    }
+    told = None, None, None
+    if image is not None:
+        with suppress(ValueError):
+            verdict = judge_asked(image, item.target_caption or item.prompt or "")
+            told = verdict.correct, verdict.score, verdict.reason
+    return dict(zip(("drawing_correct", "drawing_score", "drawing_reason"), told, strict=True))
 
 
-def _keep_pictures(record: Record, item: Item, drawing: Image | None, pictures: Pictures) -> None:
-    folder = pictures.root / pictures.folder
-    folder.mkdir(parents=True, exist_ok=True)
+def _kept(item: Item, drawing: Image | None, pictures: Pictures) -> dict[str, str]:
+    """Where the drawing and the picture asked about are kept, as far as there are any."""
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in item.id)
-    for field, image in (("image", drawing), ("question_image", item.image)):
-        if image is not None:
-            path = folder / f"{name}.{field}.png"
-            image.save(path)
-            record[field] = str(path.relative_to(pictures.root))
+    shown = (("image", drawing), ("question_image", item.image))
+    return {field: pictures.keep(f"{name}.{field}", image) for field, image in shown if image is not None}

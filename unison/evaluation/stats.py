@@ -22,10 +22,20 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def with_signs(self) -> str:
+        """As a difference is printed: +0.100 [+0.050, +0.150]."""
+        return f"{signed(self.value)} [{signed(self.low)}, {signed(self.high)}]"
+
 
 def signed(x: float) -> str:
     """Three decimals with a sign; a true minus sign."""
     return "0.000" if abs(x) < 5e-4 else f"{x:+.3f}".replace("-", "−")
+
+
+def drawn(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Which of `count` items each resample holds: here alone is said what is resampled. [RESAMPLES, count]"""
+    return rng.integers(count, size=(RESAMPLES, count))
 
 
 def task_mean(values: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None) -> Estimate:
@@ -41,7 +51,7 @@ def task_mean(values: Mapping[str, Sequence[float]], weights: Mapping[str, float
         raise ValueError("no values to average: the evaluation holds no item with this figure")
     rng = np.random.default_rng(0)
     tasks = [np.asarray(v, float) for v in values.values()]
-    resampled = [v[rng.integers(len(v), size=(RESAMPLES, len(v)))].mean(-1) for v in tasks]  # each [RESAMPLES]
+    resampled = [v[drawn(rng, len(v))].mean(-1) for v in tasks]  # each [RESAMPLES]
     shares = None if weights is None else [weights[task] for task in values]
     low, high = np.quantile(np.average(resampled, axis=0, weights=shares), (0.025, 0.975))
     return Estimate(float(np.average([v.mean() for v in tasks], weights=shares)), float(low), float(high))
@@ -53,13 +63,10 @@ def pooled_share(counts: Sequence[tuple[float, float]]) -> Estimate:
     Raises:
         ValueError: no tries.
     """
-    rows = np.asarray(counts, float).reshape(-1, 2)
-    if not rows[:, 1].sum():
+    units = {"": [(tries, hits) for hits, tries in counts]}
+    if (share := _share(units)) is None:
         raise ValueError("no tries to take a share of: the evaluation holds no item with this figure")
-    rng = np.random.default_rng(0)
-    hits, tries = rows[rng.integers(len(rows), size=(RESAMPLES, len(rows)))].sum(1).T  # each [RESAMPLES]
-    resampled = np.divide(hits, tries, out=np.full(RESAMPLES, np.nan), where=tries > 0)
-    return _interval(rows[:, 0].sum() / rows[:, 1].sum(), resampled)
+    return _interval(share, _resampled_shares(units))
 
 
 def task_difference(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]) -> Estimate:
@@ -115,28 +122,30 @@ def _shares(runs: Sequence[Pairs]) -> tuple[list[float], np.ndarray]:
     """Each run's share, and its resamples [runs, RESAMPLES], which draw the same items in every run."""
     for run in runs[1:]:
         _require_equal_suites(runs[0], run)
-    shares = [share for run in runs if (share := _share(run)) is not None]
+    # all start from one seed and one order of tasks, so they draw the same items
+    units = [{task: [(met, met and event) for met, event in run[task]] for task in runs[0]} for run in runs]
+    shares = [share for run in units if (share := _share(run)) is not None]
     if len(shares) < len(runs):
         raise ValueError("no item meets the condition: its share is unknown")
-    # all start from one seed and one order of tasks, so they draw the same items
-    return shares, np.stack([_resampled_shares({task: run[task] for task in runs[0]}) for run in runs])
+    return shares, np.stack([_resampled_shares(run) for run in units])
 
 
-def _share(pairs: Pairs) -> float | None:
-    met = [event for rows in pairs.values() for condition, event in rows if condition]
-    return sum(met) / len(met) if met else None
+Units: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
+"""(tries, hits) of what is resampled, by task."""
 
 
-def _resampled_shares(pairs: Pairs) -> np.ndarray:
-    """NaN where no item meets the condition. [RESAMPLES]"""
-    rng = np.random.default_rng(0)
-    met, both = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
-    for rows in pairs.values():
-        condition, event = np.asarray(rows, bool).T
-        drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
-        met += condition[drawn].sum(-1)
-        both += (condition & event)[drawn].sum(-1)
-    return np.divide(both, met, out=np.full(RESAMPLES, np.nan), where=met > 0)
+def _share(units: Units) -> float | None:
+    tries, hits = (sum(unit[part] for rows in units.values() for unit in rows) for part in (0, 1))
+    return hits / tries if tries else None
+
+
+def _resampled_shares(units: Units) -> np.ndarray:
+    """NaN where there are no tries. [RESAMPLES]"""
+    rng, total = np.random.default_rng(0), np.zeros((RESAMPLES, 2))
+    for rows in units.values():
+        total += np.asarray(rows, float)[drawn(rng, len(rows))].sum(1)
+    tries, hits = total.T
+    return np.divide(hits, tries, out=np.full(RESAMPLES, np.nan), where=tries > 0)
 
 
 def _interval(value: float | np.floating, resampled: np.ndarray) -> Estimate:

@@ -171,7 +171,7 @@ def held_out(policy: Policy, image: Sampling | None, items: int) -> dict[str, ob
         asked = [dataclasses.replace(item, prompt=None) for item in asked]
     scenario = ScenarioConfig(text=TextSampling(max_tokens=48), image=image or Sampling())
     result = evaluate(policy, asked, scenario, EvalConfig(items=items))
-    return {name: str(estimate) for name, estimate in result.figures().items()}
+    return {name: str(estimate) for name, estimate in result.overall().items()}
 
 
 def save_small(policy: Policy, folder: Path) -> None:

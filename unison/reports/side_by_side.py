@@ -10,16 +10,19 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unison.evaluation.environment import describe
-from unison.evaluation.held_out import CONDITIONALS, Evaluation, by_task
+from unison.evaluation.records import ALL, CONDITIONALS, Evaluation, Record, by_task, merged, paired
 from unison.evaluation.stats import signed, task_mean
 from unison.evaluation.suites import Suite, card
-from unison.evaluation.suites.common import ALL, RESULTS, Job, Record, Result, item_of, slug, table
-from unison.reports.page import FIELDS, Comparison, compare, compare_shares, gallery, questions, render, verdict
+from unison.evaluation.suites.base import RESULTS, Job, slug
+from unison.evaluation.suites.card import table
+from unison.reports.comparison import Comparison, compare, compare_shares, verdict
+from unison.reports.gallery import gallery, questions
+from unison.reports.page import render
 
 LABELS = ("A", "B")
 OWN = ("checkpoint", "checkpoint_files", "family", "drawings", "drawings_files")
@@ -33,7 +36,7 @@ class Side:
     """One of the two: its name, its result, and the folder from which the result's records name pictures."""
 
     name: str
-    result: Result
+    result: Evaluation
     folder: Path
 
 
@@ -54,9 +57,10 @@ class Compared:
     def rows(self) -> list[list[str]]:
         """The cells of the table."""
         return [
-            [name, row.label, str(row.items), *(f"{e.value:.3f}" for e in row.sides), _difference(row)]
+            [name, row.label, str(row.items), *(f"{e.value:.3f}" for e in row.sides), row.difference.with_signs]
             for name, rows in self.figures.items()
             for row in rows
+            if row.difference  # there are two sides
         ]
 
     def markdown(self) -> str:
@@ -71,17 +75,19 @@ class Compared:
         path.with_suffix(".html").write_text(render("compare.html.jinja", self._view()), encoding="utf-8")
 
     def _json(self) -> dict[str, Any]:
-        figures = {
-            name: {ALL if row is rows[0] else row.label: _plain(row) for row in rows}
-            for name, rows in self.figures.items()
-        }
+        figures: dict[str, dict[str, Any]] = {}
+        for name, rows in self.figures.items():
+            for row in rows:
+                told = dataclasses.asdict(row)
+                cut = ALL if row is rows[0] else told["label"]
+                figures.setdefault(name, {})[cut] = {part: told[part] for part in ("items", "sides", "difference")}
         sides = [{"name": side.name, "protocol": side.result.protocol} for side in self.sides]
         told = {"suite": self.suite, "sides": sides, "figures": figures, "notes": self.notes}
         return told | {"environment": describe()}
 
     def _view(self) -> dict[str, Any]:
         """What the page shows."""
-        drawn = [Evaluation(0, [_shown(record) for record in side.result.records]) for side in self.sides]
+        shown = [Evaluation(0, list(map(_shown, side.result.records))) for side in self.sides]
         folders = [side.folder for side in self.sides]
         titled = {name.replace("_", " "): rows for name, rows in self.figures.items()}
         common, differing = _protocols(self.sides)
@@ -93,8 +99,8 @@ class Compared:
             "results": titled,
             "verdict": verdict(titled),
             "notes": self.notes,
-            "gallery": gallery(drawn, folders),
-            "questions": questions(drawn, folders),
+            "gallery": gallery(shown, folders),
+            "questions": questions(shown, folders),
             "protocol": common,
             "differing": differing,
             "signed": signed,
@@ -121,9 +127,10 @@ def prepare(suite: Suite, options: Any, job: Job) -> Callable[[], Side | None]:
         ValueError: options that cannot work, no such checkpoint, results that cannot be read.
     """
     if found := _finished(Path(job.checkpoint), suite.name):
-        side = Side(job.checkpoint, Result.load(found), found.parent)
-        if side.result.suite != suite.name:
-            raise ValueError(f"{found} is a result of the suite {side.result.suite}, not of {suite.name}")
+        side = Side(job.checkpoint, Evaluation.load(found), found.parent)
+        if (name := side.result.suite) != suite.name:
+            told = f"the suite {name}" if name else "a run"
+            raise ValueError(f"{found} is a result of {told}, not of the suite {suite.name}")
         return lambda: side
     run = suite.prepare(options, job)
 
@@ -151,17 +158,15 @@ def side_by_side(a: Side, b: Side) -> Compared:
     Raises:
         ValueError: they hold no item in common, or items of one id that ask for different things.
     """
-    sides = (a, b)
+    sides, results = (a, b), (a.result, b.result)
     fields = {name: a.result.fields.get(name, name) for name in a.result.figures if name in b.result.figures}
-    found = [_items(side.result.records) for side in sides]
-    shared = [key for key in found[0] if key in found[1]]
-    _check_asked(found, shared, sides)
-    fields = {name: field for name, field in fields.items() if name in CONDITIONALS or _is_measured(field, found)}
-    evaluations = [Evaluation(0, [_merged(key, items[key], fields.values()) for key in shared]) for items in found]
-    figures, notes = {}, _notes(sides, [len(items) - len(shared) for items in found])
+    fields = {n: f for n, f in fields.items() if n in CONDITIONALS or all(_is_measured(f, r.records) for r in results)}
+    whole = [replace(result, records=merged(result.records, fields.values())) for result in results]
+    left = _check_asked(whole, sides)
+    figures, notes = {}, _notes(sides, left)
     for name, field in fields.items():
-        rows = (compare_shares if name in CONDITIONALS else compare)(evaluations, field)
-        if all(_is_plain(name, field, items, side) for items, side in zip(found, sides, strict=True)):
+        rows = (compare_shares if name in CONDITIONALS else compare)(whole, field)
+        if all(_is_plain(name, field, result) for result in whole):
             figures |= {name: rows} if rows else {}
         else:
             figures |= {f"{name}: {row.label}": [row] for row in rows[1:]}
@@ -169,56 +174,37 @@ def side_by_side(a: Side, b: Side) -> Compared:
     return Compared(a.result.suite, sides, figures, notes)
 
 
-Key = tuple[str, str]  # task, item
-
-
-def _items(records: Sequence[Record]) -> dict[Key, list[Record]]:
-    """The records of each item of each task."""
-    found: dict[Key, list[Record]] = {}
-    for record in records:
-        found.setdefault((record["task"], item_of(record)), []).append(record)
-    return found
-
-
-def _is_plain(name: str, field: str, items: Mapping[Key, list[Record]], side: Side) -> bool:
+def _is_plain(name: str, field: str, result: Evaluation) -> bool:
     """Whether the figure over all tasks is the mean over tasks of the mean over items, as it is compared."""
-    stated = side.result.figures[name].get(ALL)
+    stated = result.figures[name].get(ALL)
     if name in CONDITIONALS or stated is None:
         return True
-    values = by_task((_merged(key, some, [field]) for key, some in items.items()), field)
+    values = by_task(result.records, field)
     return not values or math.isclose(task_mean(values).value, stated.value, abs_tol=1e-6)
 
 
-def _is_measured(field: str, found: Sequence[Mapping[Key, list[Record]]]) -> bool:
+def _is_measured(field: str, records: Sequence[Record]) -> bool:
     """Whether records have numbers in the field, or nothing."""
-    values = [record.get(field) for items in found for records in items.values() for record in records]
-    return all(value is None or isinstance(value, int | float) for value in values)
+    return all((value := record.get(field)) is None or isinstance(value, int | float) for record in records)
 
 
-def _check_asked(found: Sequence[Mapping[Key, list[Record]]], shared: Sequence[Key], sides: Sequence[Side]) -> None:
-    names = " and ".join(side.name for side in sides)
-    if not shared:
+def _check_asked(whole: Sequence[Evaluation], sides: Sequence[Side]) -> list[int]:
+    """How many items of each side the other lacks, those of both being the same.
+
+    Raises:
+        ValueError: there are none in common, or some are not the same.
+    """
+    names, pairs = " and ".join(side.name for side in sides), list(zip(*paired(whole), strict=True))
+    if not pairs:
         raise ValueError(f"{names} hold no item in common: evaluate both with the same options")
-    for key in shared:
+    for one, other in pairs:
         for field in ("prompt", "question"):
-            a, b = (items[key][0].get(field) for items in found)
-            if a != b:
+            if one.get(field) != other.get(field):
                 raise ValueError(
-                    f"{names} hold different items of one name, {key[1]!r}: {field} {a!r} and {b!r}; "
-                    "evaluate both with the same options"
+                    f"{names} hold different items of one name, {one['id']!r}: {field} {one.get(field)!r} and "
+                    f"{other.get(field)!r}; evaluate both with the same options"
                 )
-
-
-def _merged(key: Key, records: Sequence[Record], fields: Any) -> Record:
-    """One record of an item: where there are several, the mean of each field over those that have it."""
-    task, item = key
-    if len(records) == 1:
-        return records[0] | {"id": item, "task": task}
-    merged: Record = {"id": item, "task": task}
-    for field in fields:
-        values = [float(r[field]) for r in records if r.get(field) is not None]
-        merged[field] = sum(values) / len(values) if values else None
-    return merged
+    return [len(result.records) - len(pairs) for result in whole]
 
 
 def _notes(sides: Sequence[Side], left: Sequence[int]) -> list[str]:
@@ -243,15 +229,4 @@ def _protocols(sides: Sequence[Side]) -> tuple[dict[str, Any], dict[str, tuple[A
 def _shown(record: Record) -> Record:
     """A record as the page's pieces read it; drawings of one item are told apart by their key."""
     named = {field: record.get(other) for field, other in SHOWN.items() if record.get(field) is None}
-    return dict.fromkeys(FIELDS) | record | named | {"id": record.get("key", record.get("id"))}
-
-
-def _difference(row: Comparison) -> str:
-    assert row.difference is not None, "there are two sides"
-    e = row.difference
-    return f"{signed(e.value)} [{signed(e.low)}, {signed(e.high)}]"
-
-
-def _plain(row: Comparison) -> dict[str, Any]:
-    told = dataclasses.asdict(row)
-    return {name: told[name] for name in ("items", "sides", "difference")}
+    return record | named | {"id": record.get("key", record.get("id"))}

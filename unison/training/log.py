@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unison.config import RunConfig
-from unison.evaluation.held_out import Evaluation
+from unison.evaluation.records import Evaluation
 from unison.training.checkpoint import truncate_after
 from unison.training.retention import Fall
 from unison.training.throughput import Throughput
@@ -111,7 +111,7 @@ class RunLog:
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """Prints and tracks the figures of an evaluation."""
-        figures = result.figures()
+        figures = result.overall()
         self.accelerator.log({f"eval/{name}": e.value for name, e in figures.items()}, step=step)
         printed = ", ".join(f"{name} {estimate}" for name, estimate in figures.items())
         console.print(f"step {step}: held-out {printed} ({len(result.records)} items)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from unison.config import RetentionConfig, RunConfig
 from unison.data import open_items, step_items
-from unison.evaluation.held_out import Evaluation, by_task, fields
+from unison.evaluation.records import Evaluation, by_task, columns_of, fields
 from unison.evaluation.stats import Estimate, task_difference
 from unison.objectives.advantage import advantages_of
 from unison.rewards import judge, load_rewards, weigh
@@ -89,6 +89,5 @@ def falls(first: Evaluation, now: Evaluation, config: RetentionConfig) -> list[F
 
 def change(first: Evaluation, now: Evaluation, field: str) -> Estimate:
     """How far a figure has moved on the items that have it in both evaluations: paired, mean over task types."""
-    before = {record["id"]: record for record in first.records if record.get(field) is not None}
-    after = [record for record in now.records if record.get(field) is not None and record["id"] in before]
-    return task_difference(by_task([before[record["id"]] for record in after], field), by_task(after, field))
+    after, before = columns_of([now, first], field)
+    return task_difference(before, after)

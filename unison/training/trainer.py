@@ -13,7 +13,8 @@ from unison import scenarios
 from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
 from unison.evaluation.environment import describe
-from unison.evaluation.held_out import GALLERY, Evaluation, Pictures, evaluate, joined
+from unison.evaluation.held_out import GALLERY, Pictures, evaluate
+from unison.evaluation.records import Evaluation, joined
 from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
 from unison.policies.base import WeightCopy, moving_reference
@@ -145,7 +146,7 @@ class Trainer:
         if self.processes.is_main:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
-        quality = sum(e.value for name, e in result.figures().items() if name in ("drawing", "answer"))
+        quality = sum(e.value for name, e in result.overall().items() if name in ("drawing", "answer"))
         if self.step and quality > self.best:
             self.best = quality
             self._export("best")

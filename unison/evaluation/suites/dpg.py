@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
+from unison.evaluation.records import ALL, Cuts, Evaluation, Record, by_task, merged
 from unison.evaluation.stats import pooled_share, task_mean
-from unison.evaluation.suites.common import ALL, Cuts, Job, Record, Result, means
-from unison.evaluation.suites.judged import Exam, JudgedOptions, Run, fill
+from unison.evaluation.suites.base import Job
+from unison.evaluation.suites.judged import JudgedOptions, JudgedRun, fill
 from unison.evaluation.suites.tables import Row, digest, read_rows
 from unison.rewards.llm_judge import read_verdict
 from unison.types import Item
 
-NAME = "dpg"
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 FILE = "DPG-Bench's dpg_bench.csv"
 REQUEST = "{question}\nAnswer with one word, Yes or No."
@@ -60,7 +60,7 @@ class Prompt:
     questions: tuple[Question, ...]
 
 
-def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     """What evaluates; prompts and judge are there.
 
     Raises:
@@ -70,24 +70,50 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     rows = read_rows(options.prompts, COLUMNS, FILE)
     prompts, bad = read_questions(rows, options.skip_bad_prompts)
     request = options.read_request(REQUEST, ["question"])
-    exam = Exam(
-        NAME,
-        [prompt.item for prompt in prompts],
-        [{str(q.number): fill(request, question=q.text) for q in prompt.questions} for prompt in prompts],
-        _read,
-        partial(_measure, prompts),
-        partial(figures, prompts),
-        partial(_notes, options, bad),
-        {
-            "prompts": options.prompts,
-            "prompts_digest": digest(rows),
-            "prompts_used": len(prompts),
-            "prompts_left_out": len(bad),
-            "questions": sum(len(prompt.questions) for prompt in prompts),
-            "request": request,
-        },
-    )
-    return Run(exam, options, job, options.load_judge("verdict", job))
+    asked = {
+        "prompts": options.prompts,
+        "prompts_digest": digest(rows),
+        "prompts_used": len(prompts),
+        "prompts_left_out": len(bad),
+        "questions": sum(len(prompt.questions) for prompt in prompts),
+        "request": request,
+    }
+    requests = [{str(q.number): fill(request, question=q.text) for q in prompt.questions} for prompt in prompts]
+    items = [prompt.item for prompt in prompts]
+    return DPG(options, job, items, options.load_judge("verdict", job), requests, asked, prompts, bad)
+
+
+@dataclass(frozen=True)
+class DPG(JudgedRun):
+    """Drawings with the judge's Yes or No to each question."""
+
+    name: ClassVar = "dpg"
+
+    prompts: Sequence[Prompt]
+    bad: Sequence[str]
+    """What is wrong with the prompts left out."""
+
+    def read(self, text: str) -> bool | None:
+        verdict = read_verdict(text)
+        return None if verdict is None else bool(verdict)
+
+    def measure(self, number: int, told: Mapping[str, bool | None]) -> Record:
+        item, questions = self.items[number], self.prompts[number].questions
+        answers = {question.number: told[str(question.number)] for question in questions}
+        return {"id": item.id, "task": ALL, "prompt": item.prompt, "score": score(questions, answers)}
+
+    def figures(self, records: Sequence[Record]) -> Mapping[str, Cuts]:
+        return figures(self.prompts, records)
+
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        told = ["Published numbers are answered by mPLUG-large: compare figures of one judge and one request alone."]
+        if unscored := sum(one["score"] is None for one in records):
+            told.append(f"{unscored} of {len(records)} drawings have no score, since an answer that it needs failed.")
+        if self.bad:
+            told.append(f"{len(self.bad)} prompts are left out; the first: {self.bad[0]}.")
+        if (images := self.options.images) != PUBLISHED_IMAGES:
+            told.append(f"Published numbers take {PUBLISHED_IMAGES} drawings of each prompt, these {images}.")
+        return told
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -173,25 +199,13 @@ def score(questions: Sequence[Question], answers: Mapping[int, bool | None]) -> 
     return sum(map(bool, held.values())) / len(held)
 
 
-def _read(text: str) -> bool | None:
-    verdict = read_verdict(text)
-    return None if verdict is None else bool(verdict)
-
-
-def _measure(prompts: Sequence[Prompt], number: int, told: Mapping[str, bool | None]) -> Record:
-    prompt = prompts[number]
-    answers = {question.number: told[str(question.number)] for question in prompt.questions}
-    item = prompt.item
-    return {"id": item.id, "task": ALL, "prompt": item.prompt, "score": score(prompt.questions, answers)}
-
-
 def figures(prompts: Sequence[Prompt], records: Sequence[Record]) -> dict[str, Cuts]:
     """The score; shares of Yes among plain answers by category, and in its details; the same in the last drawings.
 
     The published program takes categories from the last of a prompt's drawings alone: `answers_last`. What is resampled
     for the intervals is prompts.
     """
-    scores = means(records, "score")
+    scores = by_task(merged(records, ["score"]), "score")
     found: dict[str, Cuts] = {"score": {ALL: task_mean(scores)} if scores else {}}
     questions = {prompt.item.id: prompt.questions for prompt in prompts}
     last = {one["id"]: one for one in records}
@@ -214,16 +228,3 @@ def _by_category(questions: Mapping[str, Sequence[Question]], records: Iterable[
                     row = counts.setdefault(cut, {}).setdefault(one["id"], [0, 0])
                     row[0], row[1] = row[0] + answer, row[1] + 1
     return {cut: pooled_share([(yes, n) for yes, n in rows.values()]) for cut, rows in counts.items()}
-
-
-def _notes(options: Options, bad: Sequence[str], records: Sequence[Record]) -> list[str]:
-    """What keeps these figures from being compared with published ones."""
-    told = ["Published numbers are answered by mPLUG-large: compare figures of one judge and one request alone."]
-    unscored = sum(one["score"] is None for one in records)
-    if unscored:
-        told.append(f"{unscored} of {len(records)} drawings have no score, since an answer that it needs failed.")
-    if bad:
-        told.append(f"{len(bad)} prompts are left out; the first: {bad[0]}.")
-    if options.images != PUBLISHED_IMAGES:
-        told.append(f"Published numbers take {PUBLISHED_IMAGES} drawings of each prompt, these {options.images}.")
-    return told

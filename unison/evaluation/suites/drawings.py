@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from unison.config import check_sampling
 from unison.data.rows import read_image
-from unison.evaluation.suites.common import Job, state_of
-from unison.policies.base import Policy
+from unison.evaluation.suites.base import DrawOptions, Run, state_of
 from unison.scenarios.common import Seeds, prompt_context
 from unison.types import Item, Sampling
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from PIL.Image import Image
 
 
@@ -27,25 +24,18 @@ GALLERY = 24  # at most so many prompts, evenly through the file, whose first dr
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions:
+class DrawingOptions(DrawOptions):
     """What is drawn, and how."""
 
     images: int = 4
     """Drawings of each prompt."""
-    guidance: float = 5.0
-    """Guidance scale of drawings."""
     temperature: float = 1.0
     """Sampling temperature."""
-    rounds: int = 18
-    """Rounds of masked decoding, in models that draw by it."""
     choice_temperature: float = 1.0
     """Noise in masked decoding's choice of positions."""
-    steps: int = 10
-    """Denoising steps without noise, in models that draw by flow matching."""
     seed: int = 0
     """Seed of all drawings."""
     batch_size: int = 16
-    """Drawings made and judged at a time."""
     keep_pictures: bool = False
     """Save every drawing, in the folders that `--drawn` reads, not those of a few prompts alone."""
     drawn: bool = False
@@ -53,64 +43,8 @@ class DrawingOptions:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(
-            temperature=self.temperature,
-            guidance=self.guidance,
-            rounds=self.rounds,
-            choice_temperature=self.choice_temperature,
-            steps=self.steps,
-            sde="ode",
-        )
-
-    def check(self) -> None:
-        """Rejects numbers that nothing can be drawn with.
-
-        Raises:
-            ValueError: names the option, its value and the remedy.
-        """
-        check_sampling(self.sampling)
-        for name, value in (("images", self.images), ("batch_size", self.batch_size), ("steps", self.steps)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: must be at least 1")
-
-    def drawings(self, job: Job, items: Sequence[Item]) -> Drawings:
-        """What makes the drawings of the items, or reads them."""
-        if self.drawn:
-            return Finished(Path(job.checkpoint), items)
-        return Drawn(job.policy, items, self.images, self.sampling, self.seed)
-
-    def protocol(self, job: Job) -> dict[str, Any]:
-        """All that the drawings depend on, apart from the prompts."""
-        if self.drawn:
-            folder = Path(job.checkpoint)
-            state = state_of(folder, "*.png") if folder.is_dir() else ""
-            return {"drawings": job.checkpoint, "drawings_files": state, "images_a_prompt": self.images}
-        return job.protocol() | {
-            "guidance": self.guidance,
-            "temperature": self.temperature,
-            "rounds": self.rounds,
-            "choice_temperature": self.choice_temperature,
-            "steps": self.steps,
-            "seed": self.seed,
-            "images_a_prompt": self.images,
-            "pictures_kept": self.keep_pictures,
-        }
-
-    def keep(
-        self, job: Job, suite: str, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]
-    ) -> dict[Key, str]:
-        """Saves the drawings that are to be kept; returns where each one is, seen from the suite's file."""
-        if self.drawn:
-            return {key: str(Path(job.checkpoint).absolute() / f"{key}.png") for key in keys}
-        every = math.ceil(len(items) / GALLERY)
-        kept = {
-            key: image
-            for key, image in zip(keys, images, strict=True)
-            if self.keep_pictures or (key.number == 0 and key.prompt % every == 0)
-        }
-        folder = job.pictures(suite)
-        keep_pictures(folder, list(kept), list(kept.values()), items)
-        return {key: f"{folder.name}/{key}.png" for key in kept}
+        masked = self.choice_temperature
+        return replace(super().sampling, temperature=self.temperature, choice_temperature=masked, sde="ode")
 
 
 class Key(NamedTuple):
@@ -124,74 +58,86 @@ class Key(NamedTuple):
         return f"{self.prompt:05d}/samples/{self.number:04d}"
 
 
-class Drawings(Protocol):
-    """Where drawings come from."""
-
-    def __call__(self, keys: Sequence[Key]) -> list[Image]:
-        """The drawings of those keys."""
-        ...
-
-
-def shares(prompts: int, count: int, processes: PartialState) -> tuple[list[Key], list[Key]]:
-    """All keys, and those that this process makes."""
-    return share(prompts, count, 0, 1), share(prompts, count, processes.process_index, processes.num_processes)
-
-
 def share(prompts: int, count: int, process: int, processes: int) -> list[Key]:
     """The keys that one process makes: those of every `processes`-th prompt."""
     return [Key(prompt, number) for prompt in range(process, prompts, processes) for number in range(count)]
 
 
-class Drawn:
-    """Drawings of a policy; each depends on the seed, the prompt's id and its own number alone."""
+@dataclass(frozen=True)
+class DrawingRun(Run):
+    """An evaluation of N drawings of every prompt; a suite says how they are judged."""
 
-    def __init__(self, policy: Policy, items: Sequence[Item], count: int, sampling: Sampling, seed: int) -> None:
-        policy.require("draw", "drawing prompts")
-        self.policy, self.items, self.count, self.sampling = policy, items, count, sampling
-        self.seeds = Seeds(seed, 0)
+    options: DrawingOptions
+    items: Sequence[Item]
+
+    def keys(self, process: int = 0, processes: int = 1) -> list[Key]:
+        return share(len(self.items), self.options.images, process, processes)
+
+    def drawn(self, keys: Sequence[Key]) -> tuple[list[Image], dict[Key, str]]:
+        """The drawings of those keys, and where those that are kept lie, seen from the suite's file."""
+        if self.options.drawn:
+            return [self._read(key) for key in keys], {key: str(self._folder.absolute() / f"{key}.png") for key in keys}
+        images = self._draw(keys)
+        return images, self._kept(dict(zip(keys, images, strict=True)))
+
+    def protocol(self) -> dict[str, Any]:
+        """All that the drawings depend on, apart from the prompts.
+
+        Raises:
+            ValueError: a folder of drawings that is not there, or is of other prompts.
+        """
+        options, told = self.options, {"images_a_prompt": self.options.images}
+        if options.drawn:
+            self._check_folder()
+            return {"drawings": self.job.checkpoint, "drawings_files": state_of(self._folder, "*.png")} | told
+        sampled = options.told("guidance", "temperature", "rounds", "choice_temperature", "steps", "seed")
+        return self.job.protocol() | sampled | told | {"pictures_kept": options.keep_pictures}
 
     @torch.no_grad()
-    def __call__(self, keys: Sequence[Key]) -> list[Image]:
-        contexts = {n: prompt_context(self.items[n]) for n in dict.fromkeys(key.prompt for key in keys)}
-        seeds = {n: self.seeds.of([self.items[n]], self.count, "draw") for n in contexts}
-        actions = self.policy.draw(
-            [contexts[key.prompt] for key in keys], self.sampling, [seeds[key.prompt][key.number] for key in keys]
-        )
-        return self.policy.decode(actions)
+    def _draw(self, keys: Sequence[Key]) -> list[Image]:
+        """Drawings of the policy; each depends on the seed, the prompt's id and its own number alone."""
+        policy, options = self.job.policy, self.options
+        policy.require("draw", "drawing prompts")
+        items = {key.prompt: self.items[key.prompt] for key in keys}
+        contexts = {n: prompt_context(item) for n, item in items.items()}
+        seeds = {n: Seeds(options.seed, 0).of([item], options.images, "draw") for n, item in items.items()}
+        own = [seeds[key.prompt][key.number] for key in keys]
+        return policy.decode(policy.draw([contexts[key.prompt] for key in keys], options.sampling, own))
 
+    def _kept(self, images: Mapping[Key, Image]) -> dict[Key, str]:
+        """Saves the drawings that are to be kept where `--drawn`, and GenEval's own scripts, find them."""
+        every, files = math.ceil(len(self.items) / GALLERY), {}
+        for key, image in images.items():
+            if self.options.keep_pictures or (key.number == 0 and key.prompt % every == 0):
+                files[key] = self.pictures.keep(str(key), image)
+                note = {"tag": self.items[key.prompt].task, "prompt": self.items[key.prompt].prompt}
+                _note(self.pictures.root / self.pictures.folder, key.prompt).write_text(json.dumps(note) + "\n")
+        return files
 
-class Finished:
-    """Pictures `<prompt>/samples/<number>.png` of a folder, as GenEval's own scripts leave them."""
+    # -- finished drawings, `<prompt>/samples/<number>.png` of a folder, as GenEval's own scripts leave them --
 
-    def __init__(self, folder: Path, items: Sequence[Item]) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"{str(folder)!r}: no such folder of drawings, {Key(0, 0)}.png and so on")
-        self.folder = folder
-        for number, item in enumerate(items):
-            self._check(number, item)
+    @property
+    def _folder(self) -> Path:
+        return Path(self.job.checkpoint)
 
-    def _check(self, number: int, item: Item) -> None:
-        """That the folder's own note of the prompt, if it has one, is the prompt."""
-        path = self.folder / f"{number:05d}" / "metadata.jsonl"
-        told = json.loads(path.read_text())["prompt"] if path.is_file() else item.prompt
-        if told != item.prompt:
-            raise ValueError(f"{path} is about {told!r}, but prompt {number} is {item.prompt!r}: give the same prompts")
+    def _check_folder(self) -> None:
+        """That it is there, and that its own notes of the prompts, if it has any, are the prompts."""
+        if not self._folder.is_dir():
+            raise ValueError(f"{str(self._folder)!r}: no such folder of drawings, {Key(0, 0)}.png and so on")
+        for number, item in enumerate(self.items):
+            path = _note(self._folder, number)
+            told = json.loads(path.read_text())["prompt"] if path.is_file() else item.prompt
+            if told != item.prompt:
+                said = f"{path} is about {told!r}, but prompt {number} is {item.prompt!r}"
+                raise ValueError(f"{said}: give the same prompts")
 
-    def __call__(self, keys: Sequence[Key]) -> list[Image]:
-        return [self._read(f"{key}.png") for key in keys]
-
-    def _read(self, name: str) -> Image:
+    def _read(self, key: Key) -> Image:
         try:
-            return read_image(name, self.folder)
+            return read_image(f"{key}.png", self._folder)
         except OSError as error:
-            raise ValueError(f"{self.folder / name}: no picture that can be read ({error})") from error
+            raise ValueError(f"{self._folder / str(key)}.png: no picture that can be read ({error})") from error
 
 
-def keep_pictures(folder: Path, keys: Sequence[Key], images: Sequence[Image], items: Sequence[Item]) -> None:
-    """Saves drawings where `Finished`, and GenEval's own scripts, find them."""
-    for key, image in zip(keys, images, strict=True):
-        path = folder / f"{key}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-        note = {"tag": items[key.prompt].task, "prompt": items[key.prompt].prompt}
-        (path.parent.parent / "metadata.jsonl").write_text(json.dumps(note) + "\n")
+def _note(folder: Path, prompt: int) -> Path:
+    """Where a folder of drawings says what a prompt is."""
+    return folder / f"{prompt:05d}" / "metadata.jsonl"

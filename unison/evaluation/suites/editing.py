@@ -12,17 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from unison.config import DataConfig, ScenarioConfig, check_sampling
+from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, open_items
 from unison.data.tables import TableItems
-from unison.evaluation.held_out import by_task
-from unison.evaluation.suites.batches import finish_rows
-from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest
-from unison.evaluation.suites.ledger import Ledger
+from unison.evaluation.records import Evaluation, Record, means
+from unison.evaluation.suites.base import Job, Run, SuiteOptions, digest
 from unison.hub import locate
 from unison.policies.base import Policy
 from unison.rewards import REWARDS
@@ -33,7 +31,6 @@ from unison.scenarios.common import Seeds, begin, then_draw
 from unison.scenarios.cycle_edit import edit_context
 from unison.types import Item, RewardFn, Sampling, Trajectory
 
-NAME = "editing"
 WORLD = {"edit": "drawing_correct", "edit_partial": "drawing_score", "taken_back": "returned_score"}
 """Figures of the world's judge, and the record's field that each one averages: is the edit exactly as told, its partial
 credit, and that of the picture that comes back. Those of CLIP are fields of their own names."""
@@ -43,8 +40,8 @@ WORLD_ITEMS = 300
 GALLERY = 24  # edits that are kept as pictures
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SuiteOptions):
     """What is edited, how, and what looks at it."""
 
     data: str = "world"
@@ -68,18 +65,10 @@ class Options:
     """Time shift of the noise schedule."""
     seed: int = 0
     """Seed of all edits."""
-    batch_size: int = 32
-    """Pictures edited at a time."""
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(
-            guidance=self.guidance,
-            source_guidance=self.source_guidance,
-            steps=self.steps,
-            shift=self.shift,
-            sde="ode",
-        )
+        return Sampling(**self.told("guidance", "source_guidance", "steps", "shift"), sde="ode")
 
     @property
     def judge(self) -> str:
@@ -88,22 +77,18 @@ class Options:
         return "" if (self.clip or default) == NONE else self.clip or default
 
 
-def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     """What evaluates; edits and judge are there, and the family edits.
 
     Raises:
         ValueError: edits, a CLIP or a checkpoint that do not exist, a family that cannot edit, bad numbers or rows.
     """
-    check_sampling(options.sampling)
-    for name in ("batch_size", "steps"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
+    options.check()
     items = _open(options)
-    rows = range(min(options.items or len(items), len(items)))
     _require_edit(items[0])
     measures = _measures(options)
     job.check()
-    return _Run(options, job, items, rows, measures)
+    return Editing(options, job, items, measures)
 
 
 def _open(options: Options) -> Items:
@@ -169,64 +154,40 @@ def _edit_once(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One evaluation, ready to be run or gone on with."""
+class Editing(Run):
+    """Edits and measures of them."""
+
+    name: ClassVar = "editing"
 
     options: Options
-    job: Job
-    items: Items
-    rows: range
     measures: Mapping[str, RewardFn]
 
-    def __call__(self) -> Result | None:
-        job = self.job
-        ledger = Ledger(job.file(NAME), self.protocol(), job)
-        records = finish_rows(self.rows, self._make, self.options.batch_size, ledger, job, "edits")
-        if records is None:
-            return None
-        return Result(NAME, ledger.protocol, self._figures(records), records, notes(records), fields=WORLD)
-
-    def _make(self, rows: Sequence[int]) -> list[Record]:
-        """Edits and measures."""
-        made = edit(self.job.policy, [self.items[n] for n in rows], self.options.sampling, Seeds(self.options.seed, 0))
-        values = {name: measure(made, self.job.policy) for name, measure in self.measures.items()}
+    def make(self, keys: Sequence[int]) -> list[Record]:
+        policy, seeds = self.job.policy, Seeds(self.options.seed, 0)
+        made = edit(policy, [self.items[row] for row in keys], self.options.sampling, seeds)
+        values = {name: measure(made, policy) for name, measure in self.measures.items()}
         return [
             {"key": str(row), "id": t.item.id, "task": t.item.task, "prompt": t.item.prompt, "reverse": t.item.reverse}
-            | (self._keep(row, t) if row < GALLERY else {})
+            | (self._kept(row, t) if row < GALLERY else {})
             | {name: column[n] for name, column in values.items()}
-            for n, (row, t) in enumerate(zip(rows, made, strict=True))
+            for n, (row, t) in enumerate(zip(keys, made, strict=True))
         ]
 
-    def _keep(self, row: int, made: Trajectory) -> dict[str, str]:
-        """Saves the picture, its edit and what came back; returns their places seen from the suite's file."""
+    def _kept(self, row: int, made: Trajectory) -> dict[str, str]:
+        """Where the picture, its edit and what came back are kept."""
         assert made.item.image is not None, "there is no edit without a picture"
-        folder = self.job.pictures(NAME)
-        folder.mkdir(parents=True, exist_ok=True)
-        images = dict(zip(("source_image", "image", "returned_image"), (made.item.image, *made.images), strict=False))
-        for name, image in images.items():
-            image.save(folder / f"{row}.{name}.png")
-        return {name: f"{folder.name}/{row}.{name}.png" for name in images}
+        images = zip(("source_image", "image", "returned_image"), (made.item.image, *made.images), strict=False)
+        return {name: self.pictures.keep(f"{row}.{name}", image) for name, image in images}
 
-    def _figures(self, records: Sequence[Record]) -> dict[str, Cuts]:
-        """Every figure over all tasks and in each; one that no record has is left out."""
+    def result(self, records: list[Record]) -> Evaluation:
         names = {column: name for name, column in WORLD.items()}
-        columns = {names.get(column, column): by_task(records, column) for column in self.measures}
-        return {name: cuts(values) for name, values in columns.items() if values}
+        figures = means(records, {names.get(column, column): column for column in self.measures})
+        once = sum(record["reverse"] is None for record in records)
+        note = f"{once} of {len(records)} edits have no `reverse` and were not taken back."
+        return self.told(records, figures, WORLD, [note] if once else [])
 
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on."""
         options = self.options
-        names = ("columns", "guidance", "source_guidance", "steps", "shift", "seed")
-        return self.job.protocol() | {
-            "data": options.data,
-            "data_digest": digest(Path(options.data).expanduser()),
-            "items": len(self.rows),
-            "clip": options.judge or NONE,
-            **{name: getattr(options, name) for name in names},
-        }
-
-
-def notes(records: Sequence[Record]) -> list[str]:
-    """What a reader of the figures must know."""
-    once = sum(record["reverse"] is None for record in records)
-    return [f"{once} of {len(records)} edits have no `reverse` and were not taken back."] if once else []
+        source = {"data": options.data, "data_digest": digest(Path(options.data).expanduser())}
+        told = options.told("columns", "guidance", "source_guidance", "steps", "shift", "seed")
+        return self.job.protocol() | source | {"items": len(self.keys()), "clip": options.judge or NONE} | told

@@ -9,17 +9,15 @@ Source: Ghosh et al. 2023, arXiv 2310.11513.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from unison.data.geneval import read_prompts
-from unison.evaluation.suites.batches import finish
-from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, digest, means
-from unison.evaluation.suites.drawings import DrawingOptions, Drawings, Key, shares
-from unison.evaluation.suites.ledger import Ledger
+from unison.evaluation.records import Cuts, Evaluation, Record, means, merged
+from unison.evaluation.suites.base import Job, digest
+from unison.evaluation.suites.drawings import DrawingOptions, DrawingRun, Key
 from unison.hub import locate
 from unison.rewards import REWARDS
 from unison.rewards.geneval.colors import PIXELS, ColorModel, load_colors
@@ -28,10 +26,9 @@ from unison.rewards.geneval.reward import Judged, judge_pictures
 from unison.rewards.geneval.rules import LEAST_SCORE, LEAST_SCORE_COUNTING
 from unison.types import TASKS, Item
 
-NAME = "geneval"
 FIGURES = {"correct": "correct", "partial_credit": "score", "strict": "strict"}
 """Figures, and the record's field that each one averages: GenEval's own score, and the two of the reward server."""
-DETECTOR, COLORS = REWARDS[NAME].models
+DETECTOR, COLORS = REWARDS["geneval"].models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class Options(DrawingOptions):
     """IoU from which on the less sure of two boxes of a class is dropped; 1, as published, drops none."""
 
 
-def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     """What evaluates; prompts and judges are there.
 
     Raises:
@@ -62,48 +59,44 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     colors = load_colors(locate(options.colors, "colors"), device)
     if not options.drawn:
         job.check()
-    return _Run(options, job, items, detector, colors)
+    return GenEval(options, job, items, detector, colors)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One evaluation, ready to be run or gone on with."""
+class GenEval(DrawingRun):
+    """Drawings with what detector and colour model say of them."""
+
+    name: ClassVar = "geneval"
 
     options: Options
-    job: Job
-    items: Sequence[Item]
     detector: Detector
     colors: ColorModel
 
-    def __call__(self) -> Result | None:
-        processes = self.job.processes
-        ledger = Ledger(self.job.file(NAME), self.protocol(), self.job)
-        keys, own = shares(len(self.items), self.options.images, processes)
-        records = finish(keys, own, self._make, self.options.batch_size, ledger, processes, "GenEval")
-        if records is None:
-            return None
-        told = notes(records, self.detector, self.options)
-        return Result(NAME, ledger.protocol, figures(records), records, told, fields=FIGURES)
-
-    def _make(self, keys: Sequence[Key]) -> list[Record]:
-        """Draws and judges."""
-        images = self._drawings(keys)
-        files = self.options.keep(self.job, NAME, keys, images, self.items)
+    def make(self, keys: Sequence[Key]) -> Iterator[Record]:
+        images, files = self.drawn(keys)
         wanted = [item.wanted for key in keys if (item := self.items[key.prompt]).wanted]
         judged = judge_pictures(images, wanted, self.detector, self.colors, self.options.overlap)
-        return [
-            record(key, self.items[key.prompt], told, files.get(key)) for key, told in zip(keys, judged, strict=True)
-        ]
+        for key, told in zip(keys, judged, strict=True):
+            yield record(key, self.items[key.prompt], told, files.get(key))
 
-    @cached_property
-    def _drawings(self) -> Drawings:
-        return self.options.drawings(self.job, self.items)
+    def result(self, records: list[Record]) -> Evaluation:
+        return self.told(records, figures(records), FIGURES, self._notes(records))
+
+    def _notes(self, records: Sequence[Record]) -> list[str]:
+        """What keeps these figures from being compared with published ones."""
+        told = []
+        if absent := [task for task in TASKS if task not in {one["task"] for one in records}]:
+            told.append(f"The prompt file lacks {', '.join(absent)}: the overall score is the mean of the other tasks.")
+        if not self.detector.masks:
+            told.append("The detector finds boxes alone: colours are asked of whole boxes, not of the objects' pixels.")
+        if self.options.colors == PIXELS:
+            told.append("Colours are counted pixel by pixel: upstream asks CLIP ViT-L/14.")
+        return told
 
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on."""
         options = self.options
         masked = "as the masks of objects say" if self.detector.masks else "left as it is: boxes without masks"
-        return options.protocol(self.job) | {
+        return super().protocol() | {
             "prompts": str(options.prompts),
             "prompts_digest": digest(options.prompts),
             "prompts_by_task": dict(Counter(item.task for item in self.items)),
@@ -136,19 +129,7 @@ def record(key: Key, item: Item, judged: Judged, image: str | None) -> Record:
     }
 
 
-def figures(records: Sequence[Record]) -> dict[str, Cuts]:
+def figures(records: Sequence[Record]) -> Mapping[str, Cuts]:
     """Every figure over all tasks and in each; what is resampled for the intervals is prompts."""
-    found = {name: means(records, field) for name, field in FIGURES.items()}
-    return {name: cuts({task: some[task] for task in TASKS if task in some}) for name, some in found.items()}
-
-
-def notes(records: Sequence[Record], detector: Detector, options: Options) -> list[str]:
-    """What keeps these figures from being compared with published ones."""
-    told = []
-    if absent := [task for task in TASKS if task not in {one["task"] for one in records}]:
-        told.append(f"The prompt file lacks {', '.join(absent)}: the overall score is the mean of the other tasks.")
-    if not detector.masks:
-        told.append("The detector finds boxes alone: colours are asked of whole boxes, not of the objects' pixels.")
-    if options.colors == PIXELS:
-        told.append("Colours are counted pixel by pixel: upstream asks CLIP ViT-L/14.")
-    return told
+    prompts = sorted(merged(records, FIGURES.values()), key=lambda prompt: TASKS.index(prompt["task"]))
+    return means(prompts, FIGURES)

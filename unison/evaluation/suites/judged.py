@@ -6,22 +6,20 @@ When the evaluation is gone on with, the drawings concerned are made again and o
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from unison.evaluation.suites.batches import finish
-from unison.evaluation.suites.common import Cuts, Job, Record, Result
-from unison.evaluation.suites.drawings import DrawingOptions, Drawings, Key, shares
-from unison.evaluation.suites.ledger import Ledger
+from unison.evaluation.records import Cuts, Evaluation, Record
+from unison.evaluation.suites.base import Job
+from unison.evaluation.suites.drawings import DrawingOptions, DrawingRun, Key
 from unison.rewards.visual_judge import Form, Request, Told, VisualJudge, load_judge
-from unison.types import Item
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 EXCERPT = 80  # characters of an answer that cannot be read which a record repeats
 NONSENSE = "unreadable"
@@ -31,6 +29,8 @@ NONSENSE = "unreadable"
 @dataclass(frozen=True, kw_only=True)
 class JudgedOptions(DrawingOptions):
     """What is drawn, and who judges it."""
+
+    least: ClassVar = {**DrawingOptions.least, "judge_timeout": 0.001, "judge_attempts": 1, "judge_workers": 1}
 
     judge: str
     """Who looks and answers: a folder or hub id of an image-text model of `transformers`, or the address of an
@@ -48,12 +48,8 @@ class JudgedOptions(DrawingOptions):
         """The judge, tried.
 
         Raises:
-            ValueError: there is no such judge, or its numbers make no sense.
+            ValueError: there is no such judge.
         """
-        numbers = (("judge_timeout", self.judge_timeout, 0.001), ("judge_attempts", self.judge_attempts, 1))
-        for name, value, least in (*numbers, ("judge_workers", self.judge_workers, 1)):
-            if value < least:
-                raise ValueError(f"{name} = {value}: must be at least {least}")
         fields = {"timeout": self.judge_timeout, "attempts": self.judge_attempts, "workers": self.judge_workers}
         try:
             return load_judge(self.judge, form, job.processes.device, fields)
@@ -88,83 +84,61 @@ def fill(request: str, **texts: str) -> str:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What a suite asks about the drawings of each prompt, and what it makes of the answers."""
+class JudgedRun(DrawingRun):
+    """Drawings with a judge's answers; a suite says what it makes of them."""
 
-    name: str
-    items: Sequence[Item]
+    options: JudgedOptions
+    judge: VisualJudge
     requests: Sequence[Mapping[str, str]]
     """For each item, what is asked about a drawing of it, by name."""
-    read: Callable[[str], Any]
-    """The value of a reply, JSON-able; None where it cannot be read."""
-    measure: Callable[[int, Mapping[str, Any]], Record]
-    """What an item's number and the values of the answers about a drawing of it come to; its fields."""
-    figures: Callable[[Sequence[Record]], dict[str, Cuts]]
-    notes: Callable[[Sequence[Record]], list[str]]
-    protocol: Mapping[str, Any]
-    """What is asked of whom about which prompts."""
+    asked: Mapping[str, Any]
+    """What is asked about which prompts, for the protocol."""
 
+    @abstractmethod
+    def read(self, text: str) -> Any:
+        """The value of a reply, JSON-able; None where it cannot be read."""
 
-@dataclass(frozen=True)
-class Run:
-    """One evaluation, ready to be run or gone on with."""
+    @abstractmethod
+    def measure(self, number: int, told: Mapping[str, Any]) -> Record:
+        """What an item's number and the values of the answers about a drawing of it come to; its fields."""
 
-    exam: Exam
-    options: JudgedOptions
-    job: Job
-    judge: VisualJudge
+    @abstractmethod
+    def figures(self, records: Sequence[Record]) -> Mapping[str, Cuts]:
+        """What the records come to."""
 
-    def __call__(self) -> Result | None:
-        processes, exam = self.job.processes, self.exam
-        ledger = Ledger(self.job.file(exam.name), self.protocol(), self.job)
-        keys, own = shares(len(exam.items), self.options.images, processes)
-        make = partial(self._make, ledger)
-        found = finish(keys, own, make, self.options.batch_size, ledger, processes, exam.name)
-        if found is None:
-            return None
-        records = [line | exam.measure(key.prompt, line["told"]) for key, line in zip(keys, found, strict=True)]
-        counts = count(records)
-        notes = [*failures(counts), *exam.notes(records)]
-        return Result(exam.name, ledger.protocol, exam.figures(records), records, notes, counts)
+    @abstractmethod
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        """What keeps these figures from being compared with published ones."""
+
+    def result(self, records: list[Record]) -> Evaluation:
+        measured = [r | self.measure(key.prompt, r["told"]) for key, r in zip(self.keys(), records, strict=True)]
+        counts = count(measured)
+        notes = [*failures(counts), *self.notes(measured)]
+        return replace(self.told(measured, self.figures(measured), {}, notes), counts=counts)
 
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on; not where an endpoint is, nor how long it may take."""
-        judge = {"judge": self.judge.name, "judge_sees": self.judge.sees}
-        return self.options.protocol(self.job) | dict(self.exam.protocol) | judge
+        """Not where an endpoint is, nor how long it may take."""
+        return super().protocol() | dict(self.asked) | {"judge": self.judge.name, "judge_sees": self.judge.sees}
 
-    def _make(self, ledger: Ledger, keys: Sequence[Key]) -> Iterator[Record]:
-        """Draws and asks; a drawing's record comes as soon as all answers about it are there."""
-        images = self._drawings(keys)
-        files = self.options.keep(self.job, self.exam.name, keys, images, self.exam.items)
-        for key, record in zip(keys, self._ask(keys, images, ledger.records), strict=True):
-            yield record | {"image": files.get(key)}
-
-    @cached_property
-    def _drawings(self) -> Drawings:
-        return self.options.drawings(self.job, self.exam.items)
-
-    def _ask(self, keys: Sequence[Key], images: Sequence[Image], known: Mapping[str, Record]) -> Iterator[Record]:
-        """The answers about each drawing, as soon as they are all there; what an earlier record tells is kept."""
-        before = [known.get(str(key), {"told": {}, "cost": {}}) for key in keys]
-        names = [
-            [name for name in self.exam.requests[key.prompt] if old["told"].get(name) is None]
-            for key, old in zip(keys, before, strict=True)
+    def make(self, keys: Sequence[Key]) -> Iterator[Record]:
+        """Draws and asks; a drawing's record comes as soon as all answers about it are there. What an earlier record
+        tells is kept."""
+        images, files = self.drawn(keys)
+        known = [self.ledger.records.get(str(key), {"told": {}, "cost": {}}) for key in keys]
+        lacking = [
+            {name: text for name, text in self.requests[key.prompt].items() if old["told"].get(name) is None}
+            for key, old in zip(keys, known, strict=True)
         ]
-        answers = self.judge(
-            [
-                Request(image, self.exam.requests[key.prompt][name])
-                for key, image, some in zip(keys, images, names, strict=True)
-                for name in some
-            ]
-        )
-        for key, old, some in zip(keys, before, names, strict=True):
+        asked = [Request(image, text) for image, some in zip(images, lacking, strict=True) for text in some.values()]
+        answers = self.judge(asked)
+        for key, old, some in zip(keys, known, lacking, strict=True):
             fresh = {name: next(answers) for name in some}
-            yield {"key": str(key)} | self._merged(key, old, fresh)
+            yield {"key": str(key)} | self._merged(key, old, fresh) | {"image": files.get(key)}
 
     def _merged(self, key: Key, old: Record, fresh: Mapping[str, Told]) -> Record:
         """What is known of a drawing after its latest answers: values, failures and the cost of all attempts."""
-        read = {name: (None if t.text is None else self.exam.read(t.text)) for name, t in fresh.items()}
-        told = {name: old["told"].get(name) for name in self.exam.requests[key.prompt]} | read
+        read = {name: (None if t.text is None else self.read(t.text)) for name, t in fresh.items()}
+        told = {name: old["told"].get(name) for name in self.requests[key.prompt]} | read
         failed = {name: _why(fresh[name]) for name, value in read.items() if value is None}
         cost = Counter(old["cost"])
         for answer in fresh.values():

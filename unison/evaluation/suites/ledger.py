@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unison.evaluation.suites.common import Job, Record
+from unison.evaluation.records import Record
+
+if TYPE_CHECKING:
+    from unison.evaluation.suites.base import Job
 
 PROTOCOL = "protocol"  # the key of a file's first line
 
@@ -53,17 +56,16 @@ class Ledger:
         """Whether there is no record of that key, or one that failed."""
         return key not in self.records or bool(self.records[key].get("failed"))
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Adds finished records; they are on disk when this returns."""
-        made = list(records)
+    def append(self, record: Record) -> None:
+        """Adds a finished record; it is on disk when this returns."""
         with self.own.open("ab") as file:
             if not self._started and not _drop_rest(self.own):
                 file.write(_line({PROTOCOL: self.protocol}))
             self._started = True
-            file.write(b"".join(_line(record) for record in made))
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
-        self.records |= {record["key"]: record for record in made}
+        self.records[record["key"]] = record
 
     def _files(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{self.file.stem}-*.jsonl"))

@@ -1,6 +1,6 @@
 """Questions of any VQA or multiple-choice data set: are the replies right, in the format, and how long are they.
 
-An answer is right as training rewards it (`rewards.text.is_right`): the letter or text of an option, or the same words.
+An answer is right as training rewards it (`answers.is_right`): the letter or text of an option, or the same words.
 Answers that can be worded in many ways are measured by a reward besides, such as `math` or `llm_judge`.
 """
 
@@ -10,25 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from unison.answers import REPLY_FORMAT, is_formatted, is_right
-from unison.config import DataConfig, ScenarioConfig, check_sampling
+from unison.config import DataConfig, ScenarioConfig
 from unison.data import Items, open_items
 from unison.data.rows import BadRow
 from unison.data.tables import TableItems
-from unison.evaluation.held_out import by_task, measured
-from unison.evaluation.stats import task_mean
-from unison.evaluation.suites.batches import finish_rows
-from unison.evaluation.suites.common import ALL, Cuts, Job, Record, Result, cuts, digest
-from unison.evaluation.suites.ledger import Ledger
+from unison.evaluation.records import ALL, REWARD, Cuts, Evaluation, Record, cuts, means, measured
+from unison.evaluation.suites.base import Job, Run, SuiteOptions, digest
 from unison.rewards import judge, load_rewards
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out
 from unison.types import AnswerKind, Item, RewardFn, Sampling, Trajectory
 
-NAME = "understanding"
 FIGURES = {"answer": "answer_correct", "format": "format_ok", "length": "length", "cut": "cut"}
 """Figures, and the record's field that each one averages: `length` in tokens, `cut` where that is the longest."""
 POOLED = "answer_pooled"
@@ -37,8 +33,8 @@ GREEDY = 1e-4
 GALLERY = 9  # pictures asked about that are kept
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SuiteOptions):
     """What is asked, and how replies are sampled."""
 
     data: str = "world"
@@ -64,28 +60,22 @@ class Options:
     """Rewards that measure each reply besides, such as `math` and `llm_judge:<checkpoint>`."""
     skip_bad_rows: bool = False
     """Leave out and count rows that cannot be read."""
-    batch_size: int = 32
-    """Questions asked at a time."""
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature or GREEDY, max_tokens=self.max_tokens)
 
 
-def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     """What evaluates; questions and rewards are there.
 
     Raises:
         ValueError: questions, rewards or a checkpoint that do not exist, columns that make no questions, bad rows.
     """
-    check_sampling(options.sampling)
-    for name in ("batch_size", "max_tokens"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} = {getattr(options, name)}: must be at least 1")
+    options.check()
     items = _open(options)
-    count = min(options.items or len(items), len(items))
     job.check()
-    return _Run(options, job, items, range(count), load_rewards(options.rewards))
+    return Understanding(options, job, items, load_rewards(options.rewards))
 
 
 def _open(options: Options) -> Items:
@@ -108,37 +98,22 @@ def _open(options: Options) -> Items:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One evaluation, ready to be run or gone on with."""
+class Understanding(Run):
+    """Replies to questions, or why the row cannot be read."""
+
+    name: ClassVar = "understanding"
 
     options: Options
-    job: Job
-    items: Items
-    rows: range
     rewards: Mapping[str, RewardFn]
 
-    def __call__(self) -> Result | None:
-        job = self.job
-        ledger = Ledger(job.file(NAME), self.protocol(), job)
-        records = finish_rows(self.rows, self._make, self.options.batch_size, ledger, job, "questions")
-        if records is None:
-            return None
-        good = [record for record in records if "bad_row" not in record]
-        fields = FIGURES | {name: name for name in measured(good)}
-        return Result(NAME, ledger.protocol, figures(good, fields), records, notes(records), fields=fields)
-
-    def _make(self, rows: Sequence[int]) -> list[Record]:
-        """The records of some rows: what was replied, or why the row cannot be read."""
-        items, bad = self._read(rows)
+    def make(self, keys: Sequence[int]) -> list[Record]:
+        items, bad = self._read(keys)
         config = ScenarioConfig(text=self.options.sampling, group_size=1)
         seeds = Seeds(self.options.seed, 0)
-        asked = roll_out(self.job.policy, SCENARIOS["understanding"], list(items.values()), config, seeds, len(rows))
+        asked = roll_out(self.job.policy, SCENARIOS["understanding"], list(items.values()), config, seeds, len(keys))
         if self.rewards and asked:
             judge(asked, self.rewards, self.job.policy)
-        made = [
-            self._record(row, trajectory, self.options.max_tokens) for row, trajectory in zip(items, asked, strict=True)
-        ]
-        return made + bad
+        return [self._record(row, trajectory) for row, trajectory in zip(items, asked, strict=True)] + bad
 
     def _read(self, rows: Sequence[int]) -> tuple[dict[int, Item], list[Record]]:
         """The items of rows, and records of the rows that have none.
@@ -158,8 +133,9 @@ class _Run:
             SCENARIOS["understanding"].require(self.job.policy, item)
         return items, bad
 
-    def _record(self, row: int, asked: Trajectory, longest: int) -> Record:
+    def _record(self, row: int, asked: Trajectory) -> Record:
         item, reply, length = asked.item, asked.texts[-1], len(asked.turns[-1].action)
+        shown = item.image if row < GALLERY else None
         return {
             "key": str(row),
             "id": item.id,
@@ -168,41 +144,30 @@ class _Run:
             "answer": item.answer,
             "kind": item.kind,
             "reply": reply,
-            "question_image": self._keep(row, item) if row < GALLERY else None,
+            "question_image": self.pictures.keep(str(row), shown) if shown else None,
             "answer_correct": is_right(reply, item),
             "format_ok": is_formatted(reply),
             "length": length,
-            "cut": length >= longest,
-        } | {f"reward/{name}": value for name, value in asked.rewards.items()}
+            "cut": length >= self.options.max_tokens,
+        } | {f"{REWARD}{name}": value for name, value in asked.rewards.items()}
 
-    def _keep(self, row: int, item: Item) -> str | None:
-        """Saves the picture asked about; returns its place seen from the suite's file."""
-        if item.image is None:
-            return None
-        path = self.job.pictures(NAME) / f"{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        item.image.save(path)
-        return str(path.relative_to(path.parents[1]))
+    def result(self, records: list[Record]) -> Evaluation:
+        good = [record for record in records if "bad_row" not in record]
+        fields = FIGURES | {name: name for name in measured(good)}
+        return self.told(records, figures(good, fields), fields, notes(records))
 
     def protocol(self) -> dict[str, Any]:
-        """All that the figures depend on."""
-        options, job = self.options, self.job
-        told = {
-            name: getattr(options, name)
-            for name in ("columns", "kinds", "suffix", "questions", "temperature", "max_tokens", "seed", "rewards")
-        }
-        source = {"data": options.data, "data_digest": digest(Path(options.data).expanduser()), "items": len(self.rows)}
-        return job.protocol() | source | told
+        options, data = self.options, Path(self.options.data).expanduser()
+        source = {"data": options.data, "data_digest": digest(data), "items": len(self.keys())}
+        told = ("columns", "kinds", "suffix", "questions", "temperature", "max_tokens", "seed", "rewards")
+        return self.job.protocol() | source | options.told(*told)
 
 
 def figures(records: Sequence[Record], fields: Mapping[str, str]) -> dict[str, Cuts]:
     """Every figure over all categories and in each, and accuracy over all questions whatever their category."""
-    found: dict[str, Cuts] = {}
-    for name, column in fields.items():
-        if values := by_task(records, column):
-            found[name] = cuts(values)
+    found = means(records, fields)
     if records:
-        found[POOLED] = {ALL: task_mean({ALL: [float(record["answer_correct"]) for record in records]})}
+        found[POOLED] = {ALL: cuts({ALL: [float(record["answer_correct"]) for record in records]})[ALL]}
     return found
 
 

@@ -13,14 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
-from unison.evaluation.suites.common import Cuts, Job, Record, Result, cuts, means
-from unison.evaluation.suites.judged import Exam, JudgedOptions, Run, fill
+from unison.evaluation.records import Cuts, Evaluation, Record, by_task, cuts, merged
+from unison.evaluation.suites.base import Job
+from unison.evaluation.suites.judged import JudgedOptions, JudgedRun, fill
 from unison.evaluation.suites.tables import Row, digest, read_rows
 from unison.types import Item
 
-NAME = "wise"
 COLUMNS = ("Prompt", "Explanation", "Subcategory", "prompt_id")
 FILE = "WISE's cultural_common_sense.json, spatio-temporal_reasoning.json and natural_science.json"
 WEIGHTS = {"cultural": 0.4, "time": 0.167, "space": 0.133, "biology": 0.1, "physics": 0.1, "chemistry": 0.1}
@@ -57,10 +57,9 @@ class Options(JudgedOptions):
     prompts: tuple[str, ...]
     """WISE's three JSON files, the folder that holds them, any tables of their fields, or hub ids."""
     images: int = PUBLISHED_IMAGES
-    """Drawings of each prompt."""
 
 
-def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
+def prepare(options: Options, job: Job) -> Callable[[], Evaluation | None]:
     """What evaluates; prompts and judge are there.
 
     Raises:
@@ -72,28 +71,52 @@ def prepare(options: Options, job: Job) -> Callable[[], Result | None]:
     rows = [row for source in options.prompts for row in read_rows(source, COLUMNS, FILE)]
     items = read_prompts(rows)
     request = options.read_request(REQUEST, ["prompt", "explanation"])
-    texts = [
-        fill(request, prompt=item.prompt or "", explanation=row.text("Explanation"))
+    asked = {
+        "prompts": list(options.prompts),
+        "prompts_digest": digest(rows),
+        "prompts_by_task": dict(Counter(item.task for item in items)),
+        "category_weights": WEIGHTS,
+        "mark_weights": MARKS,
+        "request": request,
+    }
+    requests = [
+        {"marks": fill(request, prompt=item.prompt or "", explanation=row.text("Explanation"))}
         for item, row in zip(items, rows, strict=True)
     ]
-    exam = Exam(
-        NAME,
-        items,
-        [{"marks": text} for text in texts],
-        read_marks,
-        partial(_measure, items),
-        figures,
-        partial(_notes, options, items),
-        {
-            "prompts": list(options.prompts),
-            "prompts_digest": digest(rows),
-            "prompts_by_task": dict(Counter(item.task for item in items)),
-            "category_weights": WEIGHTS,
-            "mark_weights": MARKS,
-            "request": request,
-        },
-    )
-    return Run(exam, options, job, options.load_judge("text", job))
+    return WISE(options, job, items, options.load_judge("text", job), requests, asked)
+
+
+@dataclass(frozen=True)
+class WISE(JudgedRun):
+    """Drawings with the judge's three marks."""
+
+    name: ClassVar = "wise"
+
+    def read(self, text: str) -> dict[str, int] | None:
+        return read_marks(text)
+
+    def measure(self, number: int, told: Mapping[str, dict[str, int] | None]) -> Record:
+        item, marks = self.items[number], told["marks"]
+        known = dict.fromkeys(["wiscore", *MARKS]) if marks is None else {"wiscore": wiscore(marks), **marks}
+        return {"id": item.id, "task": item.task, "prompt": item.prompt, **known}
+
+    def figures(self, records: Sequence[Record]) -> Mapping[str, Cuts]:
+        return figures(records)
+
+    def notes(self, records: Sequence[Record]) -> list[str]:
+        request, images = self.options.request, self.options.images
+        words = "in our words, not the authors'" if request is None else f"as {request} says"
+        told = [
+            "Published numbers are judged by gpt-4o-2024-05-13, asked in its authors' words; this judge is asked "
+            f"{words}: compare figures of one judge and one request alone."
+        ]
+        if absent := [task for task in WEIGHTS if task not in by_task(records, "wiscore")]:
+            told.append(f"There is no score in {', '.join(absent)}: the others' weights make up the overall score.")
+        if images != PUBLISHED_IMAGES:
+            told.append(f"Published numbers take {PUBLISHED_IMAGES} drawing of each prompt, these {images}.")
+        if len(self.items) != 1000:
+            told.append(f"WISE has 1000 prompts, these are {len(self.items)}.")
+        return told
 
 
 def read_prompts(rows: Sequence[Row]) -> list[Item]:
@@ -143,33 +166,12 @@ def wiscore(marks: Mapping[str, int]) -> float:
     return sum(weight * marks[name] for name, weight in MARKS.items()) / BEST
 
 
-def _measure(items: Sequence[Item], number: int, told: Mapping[str, dict[str, int] | None]) -> Record:
-    item, marks = items[number], told["marks"]
-    known = dict.fromkeys(["wiscore", *MARKS]) if marks is None else {"wiscore": wiscore(marks), **marks}
-    return {"id": item.id, "task": item.task, "prompt": item.prompt, **known}
-
-
 def figures(records: Sequence[Record]) -> dict[str, Cuts]:
     """WiScore and the means of the marks, in each category and over all as weighted; prompts are resampled."""
-    found: dict[str, Cuts] = {}
-    for field in ("wiscore", *MARKS):
-        some = means(records, field)
+    found, names = {}, ("wiscore", *MARKS)
+    prompts = merged(records, names)
+    for name in names:
+        some = by_task(prompts, name)
         if columns := {task: some[task] for task in WEIGHTS if task in some}:
-            found[field] = cuts(columns, WEIGHTS)
+            found[name] = cuts(columns, WEIGHTS)
     return found
-
-
-def _notes(options: Options, items: Sequence[Item], records: Sequence[Record]) -> list[str]:
-    """What keeps these figures from being compared with published ones."""
-    words = "in our words, not the authors'" if options.request is None else f"as {options.request} says"
-    told = [
-        "Published numbers are judged by gpt-4o-2024-05-13, asked in its authors' words; this judge is asked "
-        f"{words}: compare figures of one judge and one request alone."
-    ]
-    if absent := [task for task in WEIGHTS if task not in means(records, "wiscore")]:
-        told.append(f"There is no score in {', '.join(absent)}: the others' weights make up the overall score.")
-    if options.images != PUBLISHED_IMAGES:
-        told.append(f"Published numbers take {PUBLISHED_IMAGES} drawing of each prompt, these {options.images}.")
-    if len(items) != 1000:
-        told.append(f"WISE has 1000 prompts, these are {len(items)}.")
-    return told

@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import JoinConfig, PolicyConfig
-from unison.policies import ASSETS, JOINED
+from unison.hub import ASSETS, JOINED
 from unison.policies.decisions import sde
 from unison.policies.metaquery import diffusion
 from unison.policies.metaquery.network import MetaQueryConfig, MetaQueryNetwork, read_config, read_processors

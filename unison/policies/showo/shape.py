@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from unison.config import PolicyConfig
-from unison.policies import ASSETS
+from unison.hub import ASSETS
 from unison.policies.decoding.masked import POSITIONS_PER_CHUNK, still_masked
 from unison.policies.showo import magvit
 from unison.policies.showo.magvit import MagvitConfig
