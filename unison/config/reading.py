@@ -1,4 +1,4 @@
-"""Configurations as files."""
+"""Configurations as files, those of earlier layouts too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import typing
 from typing import Any
 
+from unison.config.earlier import modern
 from unison.config.run import RunConfig
 
 
@@ -17,10 +18,11 @@ def to_json(config: RunConfig) -> str:
 
 
 def from_json(text: str) -> RunConfig:
-    """Reads a saved configuration.
+    """Reads a saved configuration, of this layout or an earlier one.
 
     Raises:
-        ValueError: an unknown field (with the nearest known one), a missing field or a value of the wrong type.
+        ValueError: an unknown field (with the nearest known one), a missing field, a value of the wrong type, or one
+            that an earlier version allowed and this one does not.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -28,6 +30,9 @@ def from_json(text: str) -> RunConfig:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"the configuration is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("the configuration is not a JSON object")
+    modern(values)
     _reject_unknown(values, RunConfig, "")
     try:
         return TypeAdapter(RunConfig).validate_python(values)
