@@ -24,38 +24,3 @@ from unison.config.policy import JoinConfig, PolicyConfig, Recompute
 from unison.config.reading import from_json, to_json
 from unison.config.run import COLD_START, Chain, RunConfig, Stage
 from unison.config.scenario import ScenarioConfig, WindowConfig, check_sampling
-
-__all__ = [
-    "COLD_START",
-    "AdvantageConfig",
-    "Chain",
-    "DataConfig",
-    "DistributedConfig",
-    "EvalConfig",
-    "JoinConfig",
-    "ObjectiveConfig",
-    "OptimConfig",
-    "PolicyConfig",
-    "Recompute",
-    "RemoteConfig",
-    "RetentionConfig",
-    "RunConfig",
-    "ScenarioConfig",
-    "Scoring",
-    "ScoringConfig",
-    "ServeConfig",
-    "Stage",
-    "StepConfig",
-    "Strategy",
-    "Suffix",
-    "WindowConfig",
-    "WorldKind",
-    "check_fields",
-    "check_sampling",
-    "from_json",
-    "is_prompts",
-    "pick",
-    "teams_of",
-    "to_json",
-    "world_kind",
-]

@@ -139,8 +139,8 @@ def _average(optim: Values) -> None:
 def _refuse_unless(holds: bool, name: str, value: Any, now: str) -> None:
     if not holds:
         raise ValueError(
-            f"{name} = {value!r} is an option of earlier versions: {now}; take it out of the file to go on like that, or "
-            "use the version that wrote it"
+            f"{name} = {value!r} is an option of earlier versions: {now}; take it out of the file to go on like that, "
+            "or use the version that wrote it"
         )
 
 
