@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+from unison.planning.shapes import JanusShape
 
 from unison.config import PolicyConfig
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import CHAT_TEMPLATE, build_tokenizer

@@ -17,12 +17,12 @@ import torch
 import tyro
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+from unison.planning.shapes import JANUS
 
 from unison import recipes
 from unison.config import EvalConfig, RunConfig
 from unison.planning.dry_run import GIB
 from unison.planning.memory import estimate_memory
-from unison.planning.shapes import JANUS
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import CHAT_TEMPLATE, build_tokenizer
 from unison.training.trainer import Trainer

@@ -18,12 +18,12 @@ import torch
 import transformers
 import tyro
 from torch import nn
+from unison.planning.shapes import JanusShape
 
 from benchmarks.pages import publish
 from benchmarks.speed import denoising, replies, rollout, scoring, step
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
 from unison.types import Context
 

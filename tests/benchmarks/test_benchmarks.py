@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from unison.planning.shapes import JanusShape
 
 from benchmarks import judges
 from benchmarks.pages import DOCS, write_section
@@ -28,7 +29,6 @@ from benchmarks.speed import (
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import Drawing, build_policy, picture
 from unison.config import ScoringConfig
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
 from unison.policies.showo.policy import ShowO
 from unison.rewards import REWARDS, load_rewards

@@ -13,6 +13,8 @@ from PIL import Image
 
 from unison import recipes
 from unison.cli import main as cli
+from unison.cli import tools
+from unison.cli.help import COMMON
 from unison.config import RunConfig
 from unison.hub import ASSETS
 
@@ -33,7 +35,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 def test_without_words_the_usage_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     run(monkeypatch)
     shown = capsys.readouterr().out
-    assert all(f"unison {verb}" in shown for verb in cli.VERBS)
+    assert all(f"unison {verb}" in shown for verb in (*cli.VERBS, *tools.TOOLS))
 
 
 def test_recipes_are_listed_with_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -57,12 +59,25 @@ def _fields(kind: type, prefix: str = "") -> list[str]:
 def test_help_lists_every_field_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        run(monkeypatch, "train", "corl/tiny-unified", "--help")
+        run(monkeypatch, "train", "corl/tiny-unified", "--help-all")
     shown = capsys.readouterr().out
     missing = [name for name in _fields(RunConfig) if f"--{name.replace('_', '-')}" not in shown]
     assert set(missing) <= {"scenario.text", "scenario.image", "rewards"}  # shown field by field
     assert "--scenario.image.guidance" in shown
     assert "--rewards.world-strict" in shown
+
+
+@pytest.mark.parametrize("recipe", [[], ["corl/tiny-unified"], ["unirl-zero/think"]])
+def test_help_shows_the_common_options_and_how_to_see_all(
+    recipe: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    run(monkeypatch, "train", *recipe, "--help")
+    shown = capsys.readouterr().out
+    assert 15 <= len(COMMON) <= 25
+    assert all(f"--{path.replace('_', '-')} " in shown for path in (*COMMON, "dry_run", "algorithm", "data"))
+    assert "--optim.betas" not in shown
+    assert "--help-all lists every field" in shown
 
 
 def test_a_reward_may_be_given_a_checkpoint(

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from unison.planning.passes import Continued, replies
+from unison.planning.shapes import LOCAL
 
 from unison.config import ObjectiveConfig, PolicyConfig, RunConfig
 from unison.planning.memory import Layout, estimate_memory, prepared, sizes_of
-from unison.planning.passes import Continued, replies
 from unison.planning.peak_memory import peak_bytes
-from unison.planning.shapes import LOCAL
 from unison.policies import family_of, load_policy
 from unison.policies.showo.policy import ShowO
 from unison.recipes import corl, unirl, unirl_zero

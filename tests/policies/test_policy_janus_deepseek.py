@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
+from unison.planning.shapes import JANUS, JanusShape
 
 from unison.cli import main as cli
 from unison.config import PolicyConfig
-from unison.planning.shapes import JANUS, JanusShape
 from unison.policies import load_policy
 from unison.policies.janus import deepseek
 from unison.policies.janus.policy import Janus

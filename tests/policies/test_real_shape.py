@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
+from unison.planning.shapes import JANUS, JanusShape
 
 from benchmarks import judges
 from benchmarks.speed.real_size import Args, configured, write_random_janus
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig, StepConfig
-from unison.planning.shapes import JANUS, JanusShape
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import build_tokenizer
 from unison.recipes import corl, unirl

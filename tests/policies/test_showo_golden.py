@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
-
 from unison.planning.shapes import SHOW_O
+
 from unison.policies.decisions import selection, tokens
 from unison.policies.decoding import causal, masked
 from unison.policies.showo.layout import IGNORED, SPECIAL, Layout, causal_mask

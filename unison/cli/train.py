@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from unison.cli.help import show_common
 from unison.config import COLD_START, Chain, RunConfig, from_json
 
 
@@ -54,12 +56,15 @@ def train(words: Sequence[str]) -> None:
         recipe, rest = from_json(Path(words[1]).read_text()), words[2:]
     elif words and not words[0].startswith("-"):
         recipe, rest = recipes.find(words[0])(), words[1:]
-    elif "--help" in words or "-h" in words:
+    elif {"--help", "-h", "--help-all"} & set(words):
         recipe, rest = recipes.find(recipes.DEFAULT)(), words
     else:
         raise ValueError(f"train needs a recipe, one of {', '.join(recipes.RECIPES)}, or --config or --resume")
     if algorithm := _option(rest, "--algorithm"):
         recipe = trained_by(recipe, algorithm)
+    if {"--help", "-h"} & set(rest):
+        return show_common(TrainArgs, recipe if isinstance(recipe, RunConfig) else recipe[0].config)
+    rest = ["--help" if word == "--help-all" else word for word in rest]
     if isinstance(recipe, RunConfig):
         args = _parse(recipe, rest)
         if args.skip_cold_start:
@@ -141,7 +146,7 @@ def _train_chain(stages: Chain, out: Path, words: Sequence[str]) -> None:
     chosen = tuple(dataclasses.replace(s, config=args.run) for s, args in zip(stages, parsed, strict=True))
     configs = chain.placed(chosen, out)
     chain.save(configs, out)
-    chain.run(configs, _train)
+    chain.run(configs, partial(_train, profile=parsed[0].profile))
     _leave()
 
 

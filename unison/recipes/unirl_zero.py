@@ -23,7 +23,6 @@ from unison.config import (
     ScenarioConfig,
     Stage,
     StepConfig,
-    WorldKind,
 )
 from unison.recipes.corl import DRAWN
 from unison.types import ImageSampling, TextSampling
@@ -43,7 +42,7 @@ are never trained."""
 # -- the tiny MetaQuery ------------------------------------------------------------------------------------------------
 
 
-def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[str, float]) -> RunConfig:
+def _tiny(name: str, kind: str, scenario: str, world: str, rewards: dict[str, float]) -> RunConfig:
     """`kind` is a key of TRAINED. Siblings start from one noise and differ by what the first 4 of 10 denoising steps
     inject, where a picture this small is decided; those alone are trained, so a drawing's advantage is theirs. Without
     guidance, which halves the time and leaves more to learn, and without a reference. Scenarios of several turns take
@@ -51,7 +50,7 @@ def _tiny(name: str, kind: str, scenario: str, world: WorldKind, rewards: dict[s
     run = RunConfig(
         recipe=f"unirl-zero/{name}",
         policy=PolicyConfig("assets/tiny-metaquery", frozen=TRAINED[kind]),
-        data=DataConfig(f"world:{world}", f"world:{world}", question_suffix=REPLY_FORMAT),
+        data=DataConfig(world, world, question_suffix=REPLY_FORMAT),
         scenario=ScenarioConfig(
             scenario,
             group_size=8,
@@ -86,17 +85,17 @@ ANSWERED = {"accuracy": 1.0, "format": 1.0}
 
 def tiny_text() -> RunConfig:
     """UniRL-Zero's text understanding on the tiny MetaQuery: puzzles in words, the language model alone is trained."""
-    return _tiny("tiny-text", "text", "understanding", "puzzles", ANSWERED)
+    return _tiny("tiny-text", "text", "understanding", "world:puzzles", ANSWERED)
 
 
 def tiny_reasoning() -> RunConfig:
     """UniRL-Zero's multimodal reasoning, tiny: questions about pictures that take several steps to answer."""
-    return _tiny("tiny-reasoning", "text", "understanding", "steps", ANSWERED)
+    return _tiny("tiny-reasoning", "text", "understanding", "world:steps", ANSWERED)
 
 
 def tiny_draw() -> RunConfig:
     """UniRL-Zero's text to image, tiny: the world's judge rewards, the language model is frozen."""
-    return _tiny("tiny-draw", "draw", "t2i", "scenes", DRAWN)
+    return _tiny("tiny-draw", "draw", "t2i", "world", DRAWN)
 
 
 def tiny_jpeg_compressible() -> RunConfig:
@@ -115,7 +114,7 @@ def _jpeg(run: RunConfig) -> RunConfig:
 
 def _tiny_jpeg(name: str, weight: float) -> RunConfig:
     """Half as many steps as drawing for the judge: an empty picture is as small as they get."""
-    run = _jpeg(_tiny(name, "draw", "t2i", "scenes", {"jpeg_kilobytes": weight}))
+    run = _jpeg(_tiny(name, "draw", "t2i", "world", {"jpeg_kilobytes": weight}))
     return replace(run, optim=replace(run.optim, steps=30))
 
 
@@ -127,14 +126,14 @@ def tiny_edit() -> RunConfig:
     leaves pictures alone earns the whole cycle reward: lambda1 is the paper's 4 to 1.
     """
     rewards = {"world_first": 4.0, "world_cycle": 1.0, "world_clean": 1.0}
-    return _measured(_tiny("tiny-edit", "edit", "cycle_edit", "edits", rewards), "world_cycle", "world_clean")
+    return _measured(_tiny("tiny-edit", "edit", "cycle_edit", "world:edits", rewards), "world_cycle", "world_clean")
 
 
-def _tiny_cold_start(run: RunConfig, kind: str, scenario: str, world: WorldKind) -> RunConfig:
+def _tiny_cold_start(run: RunConfig, kind: str, scenario: str, world: str) -> RunConfig:
     """Imitation of the world's own thoughts, verdicts and pictures, of which the diffusion side alone learns."""
     return replace(
         _imitating(run, scenario, TRAINED[kind]),
-        data=replace(run.data, train=f"world:{world}", eval=f"world:{world}"),
+        data=replace(run.data, train=world, eval=world),
         step=replace(run.step, items=48, micro_batch_items=48),
         optim=replace(run.optim, steps=60, part_learning_rates={}),
     )
@@ -158,8 +157,8 @@ def _chain(cold_start: RunConfig, run: RunConfig) -> Chain:
 
 def tiny_think() -> Chain:
     """UniRL-Zero's thought-enhanced drawing, tiny: riddles; a cold start, then words and drawings trained together."""
-    run = _tiny("tiny-think", "think", "think_then_draw", "riddles", DRAWN | {"format": 1.0})
-    return _chain(_tiny_cold_start(run, "think", "imitate_thought", "riddles"), run)
+    run = _tiny("tiny-think", "think", "think_then_draw", "world:riddles", DRAWN | {"format": 1.0})
+    return _chain(_tiny_cold_start(run, "think", "imitate_thought", "world:riddles"), run)
 
 
 def tiny_reflect() -> Chain:
@@ -170,9 +169,9 @@ def tiny_reflect() -> Chain:
     freezes it. Held-out questions about pictures say whether it forgets how to answer.
     """
     rewards = DRAWN | {"verdict_right": 1.0, "improvement": 1.0}
-    run = _tiny("tiny-reflect", "reflect", "reflect", "scenes", rewards)
+    run = _tiny("tiny-reflect", "reflect", "reflect", "world", rewards)
     run = _measured(run, "world_first_strict", "verdict_right", "improvement")
-    return _chain(_tiny_cold_start(run, "reflect", "imitate_reflection", "reflections"), run)
+    return _chain(_tiny_cold_start(run, "reflect", "imitate_reflection", "world:reflections"), run)
 
 
 # -- published checkpoints ---------------------------------------------------------------------------------------------
@@ -285,11 +284,11 @@ def edit() -> RunConfig:
     )
 
 
-def _published_cold_start(run: RunConfig, kind: str, scenario: str, world: WorldKind) -> RunConfig:
+def _published_cold_start(run: RunConfig, kind: str, scenario: str, world: str) -> RunConfig:
     """10,000 examples, as in the paper; batch and rate are open there."""
     return replace(
         _imitating(run, scenario, TRAINED[kind]),
-        data=DataConfig(f"world:{world}", f"world:{world}"),
+        data=DataConfig(world, world),
         step=replace(run.step, items=32, rollout_items=8),
         optim=replace(run.optim, steps=312, learning_rate=1e-5, part_learning_rates={}),
     )
@@ -306,7 +305,7 @@ def think() -> Chain:
     data = replace(PROMPTS, eval="world:riddles")
     run = _published("think", "think", "think_then_draw", data, GENEVAL | {"format": 1.0})
     run = _at(run, 3e-6, **{LANGUAGE_MODEL: 5e-7})
-    return _chain(_published_cold_start(run, "think", "imitate_thought", "riddles"), run)
+    return _chain(_published_cold_start(run, "think", "imitate_thought", "world:riddles"), run)
 
 
 def reflect() -> Chain:
@@ -320,4 +319,4 @@ def reflect() -> Chain:
     rewards = GENEVAL | {"geneval_verdict": 1.0, "geneval_improvement": 1.0}
     run = _published("reflect", "reflect", "reflect", PROMPTS, rewards)
     run = _measured(_at(run, 3e-6, **{LANGUAGE_MODEL: 5e-7}), "world_first_strict", "verdict_right", "improvement")
-    return _chain(_published_cold_start(run, "reflect", "imitate_reflection", "reflections"), run)
+    return _chain(_published_cold_start(run, "reflect", "imitate_reflection", "world:reflections"), run)
