@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from unison.policies.base import sampled
+from unison.policies.actions import sampled
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal, refill
 from unison.policies.janus.policy import Janus

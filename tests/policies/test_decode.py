@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel, PhiConfig, PhiModel, Qwen2Conf
 
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal, cpu
-from unison.policies.decoding.matmul import packed, product
+from unison.policies.decoding.matmul import prepacked, product
 from unison.policies.janus.policy import Janus
 from unison.types import Context, Sampling
 
@@ -193,7 +193,7 @@ def test_weights_are_read_anew_for_every_rollout(make_policy: Callable[..., Janu
         assert (policy(context, drawings)[0] - drawings[0].logp).abs().max() < 1e-4
 
 
-# -- packed products ----------------------------------------------------------------------------------------------
+# -- prepacked products ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -211,7 +211,7 @@ def test_packing_ends_with_its_block_even_on_an_error() -> None:
     layer, x = nn.Linear(WIDTH, 16), torch.randn(5, WIDTH)
 
     def fail() -> None:
-        with packed(layer, "no module"):
+        with prepacked(layer, "no module"):
             assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
             raise KeyError
 

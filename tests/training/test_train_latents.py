@@ -33,8 +33,10 @@ from unison.config import (
     to_json,
 )
 from unison.evaluation.held_out import evaluate
-from unison.policies.base import Policy, by_kind, sampled
+from unison.policies.actions import sampled
+from unison.policies.base import Policy
 from unison.policies.decisions import noising, sde, selection, tokens
+from unison.policies.grouping import by_kind
 from unison.scenarios.common import Seeds, windowed
 from unison.training.trainer import Trainer, parameter_groups
 from unison.types import Action, Context, Item, Latents, Sampling, Selected, Tokens, Trajectory

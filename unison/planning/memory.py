@@ -20,7 +20,7 @@ from unison import scenarios
 from unison.config import PolicyConfig, Recompute, RunConfig, Strategy
 from unison.config.checks import teams_of
 from unison.policies import family_of, locate
-from unison.policies.base import add_adapters, is_adapter, matches
+from unison.policies.adapters import add_adapters, is_adapter, matches
 from unison.policies.decisions.tokens import LOGITS_PER_CHUNK
 from unison.policies.decoding.masked import POSITIONS_PER_CHUNK
 from unison.policies.metaquery.diffusion import PICTURES, at_once

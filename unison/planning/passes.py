@@ -13,7 +13,7 @@ from unison.config import Recompute
 from unison.planning.peak_memory import Program
 from unison.policies.decisions import sde, tokens
 from unison.policies.decoding import causal, masked
-from unison.policies.decoding.gradient_checkpointing import recomputed
+from unison.policies.decoding.gradient_checkpointing import checkpointed
 from unison.policies.metaquery.policy import Guided
 from unison.types import Sampling
 
@@ -63,7 +63,7 @@ def replies(decoder: nn.Module, ends: Callable[[], Ends], sizes: Continued) -> P
     def score() -> Tensor:
         done, rows, (embed, head) = sizes.read(decoder), sizes.rows_of(), ends()
         ids = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
-        with recomputed(decoder, rows.branches().numel() * sizes.length, sizes.recompute):
+        with checkpointed(decoder, rows.branches().numel() * sizes.length, sizes.recompute):
             hidden = causal.continuation_states(decoder, done, rows, embed, ids)
         return _scored(head, *rows.split(hidden), sizes.rows * sizes.length)
 

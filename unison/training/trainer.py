@@ -25,7 +25,8 @@ from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_shares, sampling_difference, totals
 from unison.policies import load_policy
-from unison.policies.base import WeightCopy, moving_reference
+from unison.policies.base import moving_reference
+from unison.policies.reference import WeightCopy
 from unison.reports.page import write_report
 from unison.rewards import judge, load_rewards, weigh
 from unison.rewards.normalise import Normaliser
