@@ -173,11 +173,11 @@ def test_every_decoder_replays_what_it_sampled(case: str) -> None:
     network: Any = llama() if case == "ours" else NOT_OURS[case]()
     embed, head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
     prefixes, _ = inputs()
-    rows = causal.Rows(ROWS[:3], ROWS[2:])
+    speaker, prompts = causal.Speaker(network, embed, head), causal.Prompts(prefixes, causal.Rows(ROWS[:3], ROWS[2:]))
     sampling = Sampling(temperature=0.8, guidance=2.0)
-    ids, logp = causal.sample(network, prefixes, rows, embed, head, sampling, uniforms(range(3), STEPS))
+    ids, logp = causal.sample(speaker, prompts, sampling, uniforms(range(3), STEPS))
     with torch.no_grad():
-        replayed = torch.stack(causal.score(network, prefixes, rows, embed, head, sampling, list(ids)))
+        replayed = torch.stack(causal.score(speaker, prompts, sampling, list(ids)))
     assert len(ids.unique()) > STEPS
     assert (replayed - logp).abs().max() < 1e-4
 

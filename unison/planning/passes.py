@@ -14,7 +14,7 @@ from unison.planning.peak_memory import Program
 from unison.policies.decisions import sde, tokens
 from unison.policies.decoding import causal, masked
 from unison.policies.decoding.gradient_checkpointing import checkpointed
-from unison.policies.metaquery.policy import Guided
+from unison.policies.metaquery.guidance import Guided
 from unison.types import Sampling
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def canvases(decoder: nn.Module, ends: Callable[[], Ends], sizes: Continued, dec
             return torch.cat([embeds[:, :1], embeds, embeds[:, :1]], 1)
 
         start, rows = sizes.prompt + 1, sizes.rows_of()
-        reader = masked.Reader(decoder, sizes.read(decoder, start), frame, start)
+        reader = masked.Reader(decoder, sizes.read(decoder, start), frame, start, head, mask=0)
         canvas = torch.zeros(sizes.rows, sizes.length, dtype=torch.long)
         return _scored(head, *rows.split(reader.states(canvas, rows)), decided)
 

@@ -65,6 +65,7 @@ class WeightCopy:
 @contextmanager
 def in_reference(kept: WeightCopy | None, adapted: Any | None) -> Iterator[None]:
     """Inside it a network has the remembered weights, and the adapters of its `peft` wrapper off if they are none."""
-    untouched = adapted and not (kept and kept.has_adapters)
-    with adapted.disable_adapter() if untouched else nullcontext(), kept.in_place() if kept else nullcontext():
+    copied = kept is not None and kept.has_adapters
+    off = adapted.disable_adapter() if adapted and not copied else nullcontext()
+    with off, kept.in_place() if kept else nullcontext():
         yield

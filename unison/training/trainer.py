@@ -25,7 +25,6 @@ from unison.objectives import OBJECTIVES, demands, require_states
 from unison.objectives.advantage import advantages_of
 from unison.objectives.grpo import Totals, decision_shares, sampling_difference, totals
 from unison.policies import load_policy
-from unison.policies.base import moving_reference
 from unison.policies.reference import WeightCopy
 from unison.reports.page import write_report
 from unison.rewards import judge, load_rewards, weigh
@@ -109,7 +108,7 @@ class Trainer:
         optimizer, self.schedule = build_optimizer(self.weights.trained.items(), config.optim)
         if config.needs_reference:
             self.policy.keep_reference()  # not before the weights are where they belong
-        self.moving = moving_reference(self.policy) if config.objective.reference_decay < 1 else None
+        self.moving = self.policy.keep_reference(moving=True) if config.objective.reference_decay < 1 else None
         self.optimizer = self.weights.prepare(optimizer, self.moving)
         self.average = WeightCopy(self.policy.network) if config.optim.ema_decay else None
         self.guard = NormGuard(config.optim.max_norm_ratio)

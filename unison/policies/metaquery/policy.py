@@ -52,7 +52,7 @@ from unison.policies.metaquery.layout import (
     without,
 )
 from unison.policies.metaquery.network import MetaQueryNetwork, Parts, read_parts, write_parts
-from unison.types import Action, Context, Latents, Noised, Sampling, Selected, Tokens
+from unison.types import Action, Context, Hides, Latents, Noised, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -308,7 +308,7 @@ class MetaQuery(Policy):
         edit = edits(contexts[0])
         if not isinstance(drawings[0], Noised):
             return self._guided(contexts, drawings[0].sampling, edit, scored=True)
-        hides = [drawing.hides for drawing in drawings if isinstance(drawing, Noised)]
+        hides: list[Hides] = [drawing.hides for drawing in drawings if isinstance(drawing, Noised)]
         asked = [Ask.of(*pair) for pair in zip(contexts, hides, strict=True)]
         return self._conditioned([asked], [1.0], edit)
 
