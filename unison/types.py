@@ -27,6 +27,8 @@ AnswerKind = Literal["multiple_choice", "open_ended"]
 Positive: TypeAlias = Annotated[float, Interval(gt=0)]
 Count: TypeAlias = Annotated[int, Interval(ge=1)]
 Sde = Literal["flow_grpo", "simple", "dance_grpo", "cps", "ode"]
+Hides = Literal["nothing", "text", "source", "everything"]
+"""What a drawing's context keeps from it: its texts, its pictures, or both."""
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's six tasks (arXiv 2310.11513), by which prompts are made and figures are reported."""
@@ -66,7 +68,7 @@ class ImageSampling:
     shift: Positive = 3.0
     """Time shift of the noise schedule: above 1, more of the steps are taken at high noise."""
     sde: Sde = "flow_grpo"
-    """Stochastic sampler (`policies.sde.spread` has their formulas); "ode" is deterministic and trains nothing."""
+    """Stochastic sampler (formulas: `policies.decisions.sde.spread`); "ode" is deterministic and trains nothing."""
     noise_level: Annotated[float, Interval(ge=0)] = 0.7
     """Noise that the sampler injects in each noisy step; 0.7 goes with "flow_grpo", 0.3 with "dance_grpo"."""
     noisy_steps: tuple[int, ...] = ()
@@ -131,8 +133,29 @@ class Latents:
         return len(self.mask)
 
 
-Action: TypeAlias = Tokens | Latents
-Part: TypeAlias = "str | Image | Tokens | Latents | Relaxed"
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """A given drawing in latents at L levels of noise; no sampler took it from one to the next.
+
+    `path` holds the noise of each level and last the latent itself, so level s is the state
+    (1 - sigmas[s]) path[-1] + sigmas[s] path[s]. It is scored by the velocity there (`policies.decisions.noising`).
+    """
+
+    path: Tensor  # [L + 1, C, H, W]
+    sigmas: Tensor  # [L + 1], the last is 0
+    logp: Tensor  # [L] zeros: nothing was sampled
+    mask: Tensor  # [L] bool, levels that are trained
+    hides: Hides = "nothing"
+    """What is hidden of its context, so that the branches of guidance are learned too."""
+    sampling: Sampling = Sampling()
+    modality: Modality = "image"
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+
+Action: TypeAlias = Tokens | Latents | Noised
+Part: TypeAlias = "str | Image | Action | Relaxed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +176,7 @@ class Relaxed:
 
     It describes a pass that the policy makes whenever it reads the context: the drawing's tokens go with their own
     context through the model once more, and their one-hot rows get the gradient of a Gumbel-softmax of the logits
-    (`policies.tokens.straight_through`). What is read is exactly the drawing; only the gradient is relaxed.
+    (`policies.decisions.tokens.straight_through`). What is read is exactly the drawing; only the gradient is relaxed.
     """
 
     context: Context
@@ -163,7 +186,7 @@ class Relaxed:
     temperature: float
     """Temperature of the Gumbel-softmax, not of the sampling."""
     seed: int
-    """Seed of the Gumbel noise, and of the canvas that masked decoding reads (`policies.masked.masked_once_more`)."""
+    """Seed of the Gumbel noise, and of the canvas that masked decoding reads (`masked_once_more`)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ from unison.data import open_items
 from unison.evaluation.stats import Estimate, task_mean
 from unison.objectives.advantage import advantages_of
 from unison.policies import load_policy
-from unison.policies.base import Policy, tokens_of
+from unison.policies.actions import tokens_of
+from unison.policies.base import Policy
 from unison.pretrain.showo import SAMPLED
 from unison.rewards import judge, load_rewards, weigh
 from unison.scenarios.common import Seeds

@@ -21,12 +21,12 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 import tyro
-from unison.planning.shapes import JanusShape
 
 from benchmarks.pages import publish_lines
 from benchmarks.speed import denoising, step
 from benchmarks.speed.model import MEASURED, PUBLISHED
 from benchmarks.speed.targets import QUICK
+from unison.policies.janus.shape import JanusShape
 from unison.types import Sampling
 
 HEADER = "| cost of | against | seconds | exponent |\n|---|---|---|---|"

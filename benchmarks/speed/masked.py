@@ -21,7 +21,7 @@ from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.rollout import GREEDY, PROMPT
 from benchmarks.speed.scoring import QUESTION
 from unison.config import PolicyConfig, ScoringConfig
-from unison.policies.base import tokens_of
+from unison.policies.actions import tokens_of
 from unison.policies.decisions import tokens
 from unison.policies.showo import magvit
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
-from unison.planning.shapes import JanusShape
 
 from unison.config import PolicyConfig
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import CHAT_TEMPLATE, build_tokenizer
 

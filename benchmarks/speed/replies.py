@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from unison.policies.base import sampled
+from unison.policies.actions import sampled
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal, refill
 from unison.policies.janus.policy import Janus
@@ -24,16 +25,14 @@ AVERAGE = 64
 
 def sides(policy: Janus, count: int, width: int, longest: int) -> dict[str, Callable[[], list[Tensor]]]:
     """Writers of `count` replies to one question, `width` at a time, each giving their ids."""
-    decoder, stop = policy.network.model.language_model, policy.tokenizer.eos_token_id
-    embed, head = policy.network.get_input_embeddings(), _ending_head(policy.network.lm_head, stop)
-    sampling, u = Sampling(max_tokens=longest), uniforms(range(count), longest)
+    stop, sampling, u = policy.tokenizer.eos_token_id, Sampling(max_tokens=longest), uniforms(range(count), longest)
+    speaker = replace(policy._speaker("text"), head=_ending_head(policy.network.lm_head, stop))
     with torch.no_grad():
-        prefixes, _ = policy._prefixes([Context((QUESTION,))], "text", guided=False)
+        prefixes = policy._prompts([Context((QUESTION,))], "text", guided=False).prefixes
 
     def write(u: Tensor, width: int) -> list[Tensor]:
-        rows = causal.Rows(torch.zeros(len(u), dtype=torch.long), None)
-        parts = (decoder, prefixes, rows, embed, head, sampling, u, stop)
-        written = refill.sample(*parts, decoding=causal.Decoding(width=width))
+        prompts = causal.Prompts(prefixes, causal.Rows(torch.zeros(len(u), dtype=torch.long), None))
+        written = refill.sample(speaker, prompts, sampling, u, stop, causal.Decoding(width=width))
         return [sampled("text", i, p, stop, sampling).ids for i, p in zip(*written, strict=True)]
 
     return {

@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 import transformers
 from torch import Tensor
-from unison.planning.shapes import JanusShape
 
 from benchmarks.speed.memory import peak_megabytes
 from benchmarks.speed.model import MEASURED, Drawing, build_policy, picture, speak
@@ -27,8 +26,9 @@ from benchmarks.speed.rollout import PROMPT
 from benchmarks.speed.scoring import QUESTION
 from unison.config import AdvantageConfig, DataConfig, PolicyConfig, RunConfig, ScenarioConfig, StepConfig
 from unison.objectives.advantage import group_advantages
-from unison.policies.base import tokens_of
+from unison.policies.actions import tokens_of
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.recipes.corl import LANGUAGE_MODEL_ONLY
 from unison.training.trainer import Trainer
 from unison.types import Context, Item, Sampling, Trajectory, Turn

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from unison.planning.shapes import JanusShape
 
 from benchmarks import judges
 from benchmarks.pages import DOCS, write_section
@@ -30,6 +29,7 @@ from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import Drawing, build_policy, picture
 from unison.config import ScoringConfig
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.policies.showo.policy import ShowO
 from unison.rewards import REWARDS, load_rewards
 from unison.types import Sampling

@@ -16,7 +16,7 @@ import torch
 from unison.evaluation import harness
 from unison.evaluation.harness import Asked, Respondent, stopped
 from unison.evaluation.suites.understanding import GREEDY
-from unison.policies.base import given, tokens_of
+from unison.policies.actions import given, tokens_of
 from unison.policies.janus.policy import Janus
 from unison.types import Sampling
 from unison.world.render import render

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.policies.test_decode import llama
 from unison.policies.decoding import causal
 from unison.policies.decoding import packed as blocks
-from unison.policies.decoding.causal import Rows
+from unison.policies.decoding.causal import Prompts, Rows, Speaker
 from unison.policies.janus.policy import Janus
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.policy import ShowO
@@ -43,7 +43,7 @@ def test_a_token_sees_its_prefix_and_its_own_past() -> None:
 def test_packed_states_and_gradients_are_those_of_rows(parts) -> None:
     network, prefixes, embed, head, continuations = parts
     weights = [*network.parameters(), *embed.parameters(), *head.parameters()]
-    in_rows = torch.cat(causal.score(network, prefixes, ROWS, embed, head, SAMPLING, continuations))
+    in_rows = torch.cat(causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations))
     expected = torch.autograd.grad(in_rows.sum(), weights, allow_unused=True)
     every = [*continuations, *continuations]
     hidden = torch.cat(blocks.states(network, prefixes, ROWS.branches(), embed, every, dense=True))
@@ -60,11 +60,11 @@ def test_packed_states_and_gradients_are_those_of_rows(parts) -> None:
 @torch.no_grad()
 def test_flex_attention_scores_what_ordinary_attention_scores(parts) -> None:
     network, prefixes, embed, head, continuations = parts
-    in_rows = causal.score(network, prefixes, ROWS, embed, head, SAMPLING, continuations)
+    in_rows = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations)
     blocks.accept(network)
     scoring = causal.Scoring(packed=True)
-    packed = causal.score(network, prefixes, ROWS, embed, head, SAMPLING, continuations, scoring=scoring)
-    again = causal.score(network, prefixes, ROWS, embed, head, SAMPLING, continuations)
+    packed = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations, scoring)
+    again = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations)
     assert [len(row) for row in packed] == [7, 1, 4, 2, 6]
     assert torch.allclose(torch.cat(packed), torch.cat(in_rows), atol=1e-4)
     assert torch.allclose(torch.cat(again), torch.cat(in_rows), atol=1e-5)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaModel, PhiConfig, PhiModel, Qwen2Conf
 
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal, cpu
-from unison.policies.decoding.matmul import packed, product
+from unison.policies.decoding.matmul import prepacked, product
 from unison.policies.janus.policy import Janus
 from unison.types import Context, Sampling
 
@@ -173,11 +173,11 @@ def test_every_decoder_replays_what_it_sampled(case: str) -> None:
     network: Any = llama() if case == "ours" else NOT_OURS[case]()
     embed, head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
     prefixes, _ = inputs()
-    rows = causal.Rows(ROWS[:3], ROWS[2:])
+    speaker, prompts = causal.Speaker(network, embed, head), causal.Prompts(prefixes, causal.Rows(ROWS[:3], ROWS[2:]))
     sampling = Sampling(temperature=0.8, guidance=2.0)
-    ids, logp = causal.sample(network, prefixes, rows, embed, head, sampling, uniforms(range(3), STEPS))
+    ids, logp = causal.sample(speaker, prompts, sampling, uniforms(range(3), STEPS))
     with torch.no_grad():
-        replayed = torch.stack(causal.score(network, prefixes, rows, embed, head, sampling, list(ids)))
+        replayed = torch.stack(causal.score(speaker, prompts, sampling, list(ids)))
     assert len(ids.unique()) > STEPS
     assert (replayed - logp).abs().max() < 1e-4
 
@@ -193,7 +193,7 @@ def test_weights_are_read_anew_for_every_rollout(make_policy: Callable[..., Janu
         assert (policy(context, drawings)[0] - drawings[0].logp).abs().max() < 1e-4
 
 
-# -- packed products ----------------------------------------------------------------------------------------------
+# -- prepacked products ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -211,7 +211,7 @@ def test_packing_ends_with_its_block_even_on_an_error() -> None:
     layer, x = nn.Linear(WIDTH, 16), torch.randn(5, WIDTH)
 
     def fail() -> None:
-        with packed(layer, "no module"):
+        with prepacked(layer, "no module"):
             assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
             raise KeyError
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
-from unison.planning.shapes import JANUS, JanusShape
 
 from benchmarks import judges
 from benchmarks.speed.real_size import Args, configured, write_random_janus
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig, StepConfig
+from unison.policies.janus.shape import PUBLISHED, JanusShape
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.janus import build_tokenizer
 from unison.recipes import corl, unirl
@@ -44,7 +44,7 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_shape_has_the_published_size():
     with torch.device("meta"):
-        config: Any = JANUS["deepseek-community/Janus-Pro-1B"].config()
+        config: Any = PUBLISHED["deepseek-community/Janus-Pro-1B"].config()
         network = JanusForConditionalGeneration(config)
     assert config.vq_config.num_patches**2 == 576
     assert config.vq_config.num_embeddings == 16384

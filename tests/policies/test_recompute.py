@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from unison.config import Recompute
 from unison.policies.decoding import gradient_checkpointing
-from unison.policies.decoding.gradient_checkpointing import kept_bytes, recomputed
+from unison.policies.decoding.gradient_checkpointing import checkpointed, kept_bytes
 from unison.policies.janus.policy import Janus
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.policy import ShowO
@@ -89,7 +89,7 @@ def kept(choice: Recompute, positions: int) -> int:
             sizes[x.data_ptr()] = x.numel()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), recomputed(decoder, positions, choice):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), checkpointed(decoder, positions, choice):
         decoder(inputs_embeds=torch.randn(1, positions, 32), use_cache=False)
     return sum(sizes.values())
 
@@ -114,7 +114,7 @@ def test_layers_are_as_they_were_afterwards() -> None:
     decoder = network()
     own = decoder.layers[0].forward
     vars(decoder.layers[1])["forward"] = own  # of another library
-    with recomputed(decoder, 1, "always"):
+    with checkpointed(decoder, 1, "always"):
         assert all("forward" in vars(layer) for layer in decoder.layers)
         assert vars(decoder.layers[1])["forward"] != own
     assert "forward" not in vars(decoder.layers[0])

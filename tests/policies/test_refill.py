@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal, cpu, refill
-from unison.policies.decoding.causal import Rows
+from unison.policies.decoding.causal import Prompts, Rows, Speaker
 from unison.policies.janus.policy import Janus
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.showo.policy import ShowO
@@ -52,8 +52,8 @@ class Writer:
 
     def write(self, width: int, longest: int = LONGEST) -> list[tuple[list[int], Tensor]]:
         u = uniforms(range(len(OF_ROW)), longest)
-        parts = (self.network, self.prefixes, Rows(OF_ROW, None), self.embed, self.head, Sampling(), u, STOP)
-        written = refill.sample(*parts, decoding=causal.Decoding(width=width))
+        speaker, prompts = Speaker(self.network, self.embed, self.head), Prompts(self.prefixes, Rows(OF_ROW, None))
+        written = refill.sample(speaker, prompts, Sampling(), u, STOP, causal.Decoding(width=width))
         return [(cut(i.tolist()), p[: len(cut(i.tolist()))]) for i, p in zip(*written, strict=True)]
 
 

@@ -306,14 +306,12 @@ class Drawn:
             ids = torch.cat([edge * LAYOUT.soi, canvas + LAYOUT.first_image, edge * LAYOUT.eoi], 1)
             return embed(ids)
 
-        self.reader = masked.Reader(network.showo.model, done, frame, split)
+        self.reader = masked.Reader(network.showo.model, done, frame, split, network.image_head, mask=CODES)
         self.sampling = Sampling(
             guidance=1 + trace["guidance"], rounds=trace["steps"], choice_temperature=trace["initial_temperature"]
         )
         canvas = start[:, split + 1 : -1] - LAYOUT.first_image
-        self.codes, self.order, self.logp = masked.sample(
-            self.reader, network.image_head, self.rows, canvas, self.sampling, chance, CODES
-        )
+        self.codes, self.order, self.logp = masked.sample(self.reader, self.rows, canvas, self.sampling, chance)
 
 
 @pytest.mark.parametrize("name", TRACES)
@@ -362,9 +360,7 @@ def test_a_replay_of_the_published_drawing_scores_the_recorded_confidences(
 ) -> None:
     drawn = Drawn(network, numbers, facts["traces"][name], name, Recorded(numbers, name))
     wanted = drawn.order != selection.GIVEN
-    logp = masked.score(
-        drawn.reader, network.image_head, drawn.rows, drawn.codes, drawn.order, wanted, drawn.sampling, CODES
-    )
+    logp = masked.score(drawn.reader, drawn.rows, drawn.codes, drawn.order, wanted, drawn.sampling)
     assert (logp - drawn.logp).abs().max() < GUIDED
     for t in range(facts["traces"][name]["steps"]):
         now = drawn.order == t
@@ -379,13 +375,9 @@ def test_answers_are_the_published_ones(
     embed = network.showo.model.embed_tokens
     seen = torch.arange(ids.shape[1]) <= N + 2
     greedy, _ = causal.sample(
-        network.showo.model,
-        list(embed(ids)),
-        causal.Rows(torch.arange(2), None),
-        embed,
-        network.showo.lm_head,
+        causal.Speaker(network.showo.model, embed, network.showo.lm_head),
+        causal.Prompts(list(embed(ids)), causal.Rows(torch.arange(2), None), [seen, seen]),
         Sampling(temperature=1e-4),
         torch.full((2, 8), 0.5),
-        open_to_all=[seen, seen],
     )
     assert greedy.tolist() == facts["mmu_generate"]["greedy_top_k_1_max_new_tokens_8"]

@@ -37,14 +37,13 @@ from unison.evaluation.records import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
 from unison.objectives.nft import nft
-from unison.policies.base import moving_reference
 from unison.policies.decisions import noising
 from unison.recipes import corl, find
 from unison.recipes.algorithms import ALGORITHMS, summary, trained_by
 from unison.rewards.text import overlong
 from unison.scenarios.rollout import groups_of, most_telling
 from unison.training.trainer import Trainer
-from unison.types import Context, Item, Latents, Sampling, Tokens, Trajectory, Turn, TurnBatch
+from unison.types import Context, Item, Latents, Noised, Sampling, Tokens, Trajectory, Turn, TurnBatch
 
 PLAIN = replace(DRAWN, guidance=1.0)
 LATENT = ("mixgrpo", "dancegrpo", "diffusion-nft", "diffusion-dpo")
@@ -190,11 +189,11 @@ def sketcher() -> Sketcher:
     return make()
 
 
-def noised(sketcher: Sketcher, rounds: int = 0, seed: int = 0) -> list[Latents]:
+def noised(sketcher: Sketcher, rounds: int = 0, seed: int = 0) -> list[Noised]:
     drawings = sketcher.draw(CONTEXTS[:2], replace(PLAIN, sde="ode"), range(2))
     scored = sketcher.select(drawings, ScoringConfig(drawings="noised", rounds=rounds), seed)
     assert all(s.old_logp is None and s.counted.all() for s in scored)
-    return [cast(Latents, s.action) for s in scored]
+    return [cast(Noised, s.action) for s in scored]
 
 
 def test_a_given_drawing_is_scored_by_its_flow_matching_loss(sketcher: Sketcher) -> None:
@@ -251,7 +250,7 @@ def test_the_divergence_of_given_drawings_is_the_distance_of_velocities(sketcher
 
 
 def test_a_moving_reference_follows_the_trained_weights(sketcher: Sketcher) -> None:
-    moving = moving_reference(sketcher)
+    moving = sketcher.keep_reference(moving=True)
     before = {name: p.detach().clone() for name, p in sketcher.network.named_parameters()}
     with torch.no_grad():
         for parameter in sketcher.network.parameters():

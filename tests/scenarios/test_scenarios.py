@@ -13,7 +13,8 @@ import torch
 
 from unison import scenarios
 from unison.config import PolicyConfig, ScenarioConfig
-from unison.policies.base import Policy, tokens_of
+from unison.policies.actions import tokens_of
+from unison.policies.base import Policy
 from unison.scenarios import find
 from unison.scenarios.common import Seeds
 from unison.scenarios.rollout import roll_out

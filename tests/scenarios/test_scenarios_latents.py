@@ -67,7 +67,7 @@ def test_siblings_differ_in_every_turn_and_the_same_seeds_repeat_them(metaquery:
 
 def content(trajectory: Trajectory, turn: int) -> Tensor:
     action = trajectory.turns[turn].action
-    return action.path[-1] if isinstance(action, Latents) else action.ids
+    return action.ids if isinstance(action, Tokens) else action.path[-1]
 
 
 # -- what each turn sees ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -36,12 +36,14 @@ from unison.config import (
 )
 from unison.evaluation.held_out import evaluate
 from unison.objectives import has_penalty
-from unison.policies.base import Policy, by_kind, sampled
+from unison.policies.actions import sampled
+from unison.policies.base import Policy
 from unison.policies.decisions import noising, sde, selection, tokens
+from unison.policies.grouping import Kind, in_kinds, kind_of, pick
 from unison.scenarios.common import Seeds, windowed
 from unison.training.optimizer import parameter_groups
 from unison.training.trainer import Trainer
-from unison.types import Action, Context, ImageSampling, Item, Latents, Sampling, Selected, Tokens, Trajectory
+from unison.types import Action, Context, ImageSampling, Item, Latents, Noised, Sampling, Selected, Tokens, Trajectory
 
 SHAPE = (3, 8, 8)
 WORDS = 6
@@ -102,40 +104,33 @@ class Sketcher(Policy):
     def forward(
         self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        scores: dict[int, Tensor] = {}
-        for (modality, sampling), rows in by_kind(actions).items():
-            some, its = [contexts[row] for row in rows], [actions[row] for row in rows]
-            given = None if anchors is None else [anchors[row] for row in rows]
+        def score(kind: Kind, rows: list[int]) -> list[Tensor]:
+            (form, modality, sampling), some = kind, pick(rows, contexts)
+            its: list[Any] = pick(rows, actions)
+            given = None if anchors is None else pick(rows, anchors)
             if modality == "text":
-                ids = torch.stack([a.ids for a in its])  # type: ignore[union-attr]
-                logp = tokens.step(self.logits(some), sampling.temperature, ids=ids)[1]
-                found = tokens.beside_divergence(list(logp), given)
-            else:
-                score = sde.score if sampling.steps else noising.score
-                found = score(self.velocity(some, sampling), latents(its), given, self.chunk)
-            scores |= dict(zip(rows, found, strict=True))
-        return [scores[row] for row in range(len(actions))]
+                logp = tokens.step(self.logits(some), sampling.temperature, ids=torch.stack([a.ids for a in its]))[1]
+                return tokens.beside_divergence(list(logp), given)
+            score = noising.score if form is Noised else sde.score
+            return score(self.velocity(some, sampling), its, given, self.chunk)
+
+        return in_kinds(list(map(kind_of, actions)), score)
 
     def anchors(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
         if actions[0].modality == "text":
             return super().anchors(contexts, actions)
-        of_states = sde.means if actions[0].sampling.steps else noising.velocities
+        of_states, drawings = noising.velocities if isinstance(actions[0], Noised) else sde.means, cast(Any, actions)
         with torch.no_grad():
-            return of_states(self.velocity(contexts, actions[0].sampling), latents(actions), self.chunk)
+            return of_states(self.velocity(contexts, actions[0].sampling), drawings, self.chunk)
 
     def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
         whole = super().select(actions, scoring, seed)
         if scoring.drawings == "noised":
             whole = noising.noised_alike(whole, seed)
-        return [
-            selection.of_some_rounds(s, torch.arange(len(s.action)), s.action.path[0], scoring.rounds, seed)
-            if isinstance(s.action, Latents)
-            else s
-            for s in whole
-        ]
+        return [s if isinstance(s.action, Tokens) else selection.of_some_steps(s, scoring.rounds, seed) for s in whole]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        return [picture(a.path[-1]) if isinstance(a, Latents) else " ".join(map(str, a.ids.tolist())) for a in actions]
+        return [" ".join(map(str, a.ids.tolist())) if isinstance(a, Tokens) else picture(a.path[-1]) for a in actions]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

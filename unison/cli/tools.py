@@ -166,8 +166,8 @@ def export(
         questions: Form of the questions.
         seed: Seed of the items.
     """
-    from unison.data import WorldItems
-    from unison.data import export as write
+    from unison.data.tables import export as write
+    from unison.data.world import WorldItems
 
     print(write(WorldItems(split, questions, "", seed, count), folder, count))
 

@@ -25,7 +25,8 @@ from PIL.Image import Image
 
 from unison.answers import parse_answer
 from unison.evaluation.suites.understanding import GREEDY
-from unison.policies.base import Policy, given, tokens_of
+from unison.policies.actions import given, tokens_of
+from unison.policies.base import Policy
 from unison.scenarios.common import Seeds
 from unison.types import Context, Item, Sampling
 

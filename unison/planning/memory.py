@@ -18,10 +18,11 @@ from unison.config import RunConfig, Strategy, teams_of
 from unison.objectives import needs_distance, needs_reference
 from unison.planning.peak_memory import peak_bytes
 from unison.planning.rehearsal import Rehearsed, enough, rehearse
-from unison.policies.base import Policy, is_adapter
+from unison.policies.adapters import is_adapter
+from unison.policies.base import Policy
 from unison.policies.sizes import Shape, shape_of
 from unison.rewards.sizes import model_bytes
-from unison.types import Action, Context, Latents, Modality, Relaxed
+from unison.types import Action, Context, Modality, Relaxed, Tokens
 
 FLOAT = {"float32": 4, "bfloat16": 2}
 
@@ -137,7 +138,7 @@ class _Rollout:
 
     def _kept(self, context: Context, action: Action) -> float:
         """Keys and values of all rows: of the prompt, and of what is decided token by token."""
-        if isinstance(action, Latents):  # the states of the prompt are enough
+        if not isinstance(action, Tokens):  # the states of the prompt are enough
             return 0.0
         sizes = self.policy.decoder.config
         width = sizes.hidden_size * sizes.num_key_value_heads // sizes.num_attention_heads

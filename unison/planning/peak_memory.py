@@ -72,7 +72,7 @@ class _Hollow(Tensor):
     @staticmethod
     def __new__(cls, twin: Tensor) -> _Hollow:
         made: Any = Tensor._make_wrapper_subclass(
-            cls, twin.shape, twin.stride(), twin.storage_offset(), dtype=twin.dtype, device="cpu"
+            cls, twin.shape, twin.stride(), twin.storage_offset(), dtype=twin.dtype, device=torch.device("cpu")
         )
         made.twin = twin
         return made
@@ -168,6 +168,8 @@ def _places(indices: Any) -> list[Tensor | None]:
     """Masks that have data as the numbers of their places."""
     found: list[Tensor | None] = []
     for index in indices:
-        masks = index is not None and index.dtype == torch.bool and not isinstance(index, _Hollow)
-        found += index.nonzero(as_tuple=True) if masks else (index,)
+        if index is not None and index.dtype == torch.bool and not isinstance(index, _Hollow):
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
     return found

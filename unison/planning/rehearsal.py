@@ -13,7 +13,8 @@ from PIL import Image
 
 from unison import scenarios
 from unison.config import RunConfig
-from unison.policies.base import Policy, given
+from unison.policies.actions import given
+from unison.policies.base import Policy
 from unison.policies.sizes import Shape
 from unison.scenarios.common import Seeds, windowed
 from unison.types import Action, Context, Item, Sampling, Tokens, group_rows

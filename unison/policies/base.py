@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import PolicyConfig, ScoringConfig
-from unison.types import Action, Context, Latents, Modality, Part, Relaxed, Sampling, Selected, Tokens
+from unison.policies.adapters import add_adapters, select_trained
+from unison.policies.reference import WeightCopy, in_reference
+from unison.types import Action, Context, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Target: TypeAlias = "str | Image | Tokens"
+Target: TypeAlias = "str | Image | Action"
 
 
 class Policy(nn.Module):
@@ -32,7 +33,7 @@ class Policy(nn.Module):
     family: ClassVar[str]
     abilities: ClassVar[frozenset[str]]
     """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew", "denoise drawings"}: to relax is to
-    read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `thin`, to denoise
+    read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `select`, to denoise
     to draw in latents, which can be scored as given ones, noised anew."""
 
     packs: ClassVar[bool] = False
@@ -90,11 +91,6 @@ class Policy(nn.Module):
         """The actions that would have produced the given texts or images; a target that is an action stays."""
         raise NotImplementedError
 
-    def nll(self, contexts: Sequence[Context], targets: Sequence[Target]) -> Tensor:
-        """Mean negative log-likelihood per decision of each supervised target. [B]"""
-        logps = self(contexts, self.encode(targets))
-        return torch.stack([-logp.mean() for logp in logps])
-
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
         """Last hidden states at the image tokens [I, D] and at the text's own tokens [T, D] of every pair, read as one
         user turn, image first; no gradient."""
@@ -122,7 +118,7 @@ class Policy(nn.Module):
         branches of guidance and without the prompt: every token once, every round a whole canvas, every denoising step
         the whole latent."""
         branches = 2 if action.modality == "image" and action.sampling.guidance != 1 else 1
-        if isinstance(action, Latents):
+        if not isinstance(action, Tokens):
             return self.network, branches * len(action) * action.path.shape[-2] * action.path.shape[-1]
         rounds = len(action.order.unique())
         return self.decoder, branches * len(action) * (1 if rounds == len(action) else rounds)
@@ -154,9 +150,14 @@ class Policy(nn.Module):
 
     # -- the reference -------------------------------------------------------------------------------------------
 
-    def keep_reference(self, moving: bool = False) -> None:
-        """Remembers the present weights as the reference; adapters need no copy unless it is to move."""
+    def keep_reference(self, moving: bool = False) -> WeightCopy:
+        """Remembers the present weights as the reference; adapters need no copy unless it is to move.
+
+        A reference that moves is a state of the run, which is saved with it and follows the trained weights: the policy
+        that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
+        """
         self._frozen_copy = WeightCopy(self.network, adapters=moving)
+        return self._frozen_copy
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the policy is the frozen reference: remembered weights in place, adapters off if they are none.
@@ -166,186 +167,8 @@ class Policy(nn.Module):
         """
         if not self._frozen_copy and not self._adapted:
             raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
-        return self._as_reference()
+        return in_reference(self._frozen_copy, self._adapted[0] if self._adapted else None)
 
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        kept = self._frozen_copy
-        untouched = self._adapted and not (kept and kept.has_adapters)
-        off = self._adapted[0].disable_adapter() if untouched else nullcontext()
-        with off, kept.in_place() if kept else nullcontext():
-            yield
-
-
-class WeightCopy:
-    """A copy of a network's trained weights as they are now; it can take their place and follow them."""
-
-    def __init__(self, network: nn.Module, adapters: bool = True) -> None:
-        """`adapters`: whether LoRA's are copied too."""
-        self._network = network
-        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        self._copy = {name: p.detach().clone() for name, p in trained if adapters or not is_adapter(name)}
-
-    @property
-    def has_adapters(self) -> bool:
-        """Whether LoRA's adapters are among the copied weights."""
-        return any(map(is_adapter, self._copy))
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> WeightCopy:
-        """Another copy, whose tensors are what `change` makes of this one's."""
-        other = copy.copy(self)
-        other._copy = {name: change(tensor) for name, tensor in self._copy.items()}
-        return other
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside it the network has the copied weights."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        parameters = dict(self._network.named_parameters())
-        for name, other in self._copy.items():
-            parameters[name].data, self._copy[name] = other, parameters[name].data
-
-    @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """The copy becomes `decay` of itself and for the rest the trained weights."""
-        parameters = dict(self._network.named_parameters())
-        for name, own in self._copy.items():
-            own.lerp_(parameters[name], 1 - decay)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self._copy
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, own in self._copy.items():
-            own.copy_(state[name])
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter is a LoRA adapter's, by the name that `peft` gives it."""
-    return ".lora_" in name
-
-
-def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether any of the patterns is found in the name."""
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def moving_reference(policy: Policy) -> WeightCopy:
-    """The policy's reference as a state of the run, which is saved with it and follows the trained weights.
-
-    Its users: the policy that samples in DiffusionNFT, arXiv 2509.16117; TR-DPO's soft update, arXiv 2404.09656.
-    """
-    policy.keep_reference(moving=True)
-    assert policy._frozen_copy
-    return policy._frozen_copy
-
-
-def select_trained(network: nn.Module, frozen: Sequence[str]) -> None:
-    """Freezes the parameters whose names match any of the patterns.
-
-    Raises:
-        ValueError: a pattern matches nothing, or nothing is left to train.
-    """
-    names = [name for name, _ in network.named_parameters()]
-    for pattern in frozen:
-        if not any(re.search(pattern, name) for name in names):
-            roots = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise ValueError(f"policy.frozen pattern {pattern!r} matches no parameter; modules are {', '.join(roots)}")
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not matches(frozen, name))
-    if not any(p.requires_grad for p in network.parameters()):
-        raise ValueError(f"policy.frozen = {tuple(frozen)} freezes every parameter: leave something to train")
-
-
-def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
-    """Adds LoRA adapters in place (Hu et al. 2021) and freezes all other weights but those of `lora_beside` that are
-    trained. Returns the `peft` wrapper.
-
-    Raises:
-        ValueError: `lora_targets` matches no module.
-    """
-    import peft
-
-    beside = [p for n, p in network.named_parameters() if p.requires_grad and matches(config.lora_beside, n)]
-    settings = peft.LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=config.lora_targets)
-    try:
-        adapted = peft.get_peft_model(network, settings)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"policy.lora_targets = {config.lora_targets!r}: {error}") from error
-    for parameter in beside:
-        parameter.requires_grad_(True)
-    return adapted
-
-
-def distinct(contexts: Sequence[Context]) -> tuple[list[Context], list[int]]:
-    """The different context objects, and for each row the number of its own: siblings share one object."""
-    numbers: dict[int, int] = {}
-    rows = [numbers.setdefault(id(context), len(numbers)) for context in contexts]
-    firsts = {number: context for context, number in zip(reversed(contexts), reversed(rows), strict=True)}
-    return [firsts[number] for number in range(len(numbers))], rows
-
-
-def by_kind(actions: Sequence[Action]) -> dict[tuple[Modality, Sampling], list[int]]:
-    """Row numbers of the actions that can be scored in one pass: same modality, same sampling."""
-    kinds: dict[tuple[Modality, Sampling], list[int]] = {}
-    for row, action in enumerate(actions):
-        kinds.setdefault((action.modality, action.sampling), []).append(row)
-    return kinds
-
-
-def relax_alike(drawings: Sequence[Relaxed], relax: Callable[[list[Relaxed], Sampling, float], Tensor]) -> Tensor:
-    """What `relax` makes of drawings of one sampling and one temperature, for drawings of any. [I, ...]"""
-    kinds: dict[tuple[Sampling, float], list[int]] = {}
-    for row, drawing in enumerate(drawings):
-        kinds.setdefault((drawing.action.sampling, drawing.temperature), []).append(row)
-    found: dict[int, Tensor] = {}
-    for (sampling, temperature), rows in kinds.items():
-        alike = relax([drawings[row] for row in rows], sampling, temperature)
-        found |= dict(zip(rows, alike, strict=True))
-    return torch.stack([found[row] for row in range(len(drawings))])
-
-
-# -- tokens ----------------------------------------------------------------------------------------------------------
-
-
-def tokens_of(action: Action) -> Tokens:
-    """The action, which must be a discrete one.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(action, Tokens):
-        raise ValueError(f"this family acts in tokens, not in {type(action).__name__}")
-    return action
-
-
-def is_reply(part: Part) -> bool:
-    """Whether a part of a context is an earlier reply of the policy's own."""
-    return isinstance(part, Tokens) and part.modality == "text"
-
-
-def sampled(modality: Modality, ids: Tensor, logp: Tensor, stop: int | None, sampling: Sampling) -> Tokens:
-    """The action of a row sampled token by token, cut after its stop token."""
-    ends = (ids == stop).nonzero() if stop is not None else ids.new_empty(0, 1)
-    length = int(ends[0]) + 1 if len(ends) else len(ids)
-    ids, logp = ids[:length].cpu(), logp[:length].float().cpu()
-    return Tokens(modality, ids, torch.arange(length), logp, torch.ones(length, dtype=torch.bool), sampling)
-
-
-def given(modality: Modality, ids: Tensor) -> Tokens:
-    """An action of tokens in order that was given, not sampled."""
-    return sampled(modality, ids, torch.zeros(len(ids)), None, Sampling())
-
-
-def own_tokens(tokenizer: Any, segment: str, text: str) -> Tensor:
-    """Which tokens of a segment of a chat are those of the text in it, not the template's. bool"""
-    start = segment.index(text.strip())  # the template may cut space at the ends
-    end = start + len(text.strip())
-    spans = tokenizer(segment, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return torch.tensor([a < end and b > start for a, b in spans])
+    def merged(self) -> Any:
+        """The network with its adapters folded into the weights, as a copy; without adapters the network itself."""
+        return copy.deepcopy(self._adapted[0]).merge_and_unload() if self._adapted else self.network

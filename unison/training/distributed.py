@@ -37,7 +37,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from unison.config import DistributedConfig
-from unison.policies.base import Policy, WeightCopy
+from unison.policies.base import Policy
+from unison.policies.reference import WeightCopy
 from unison.types import Metrics
 
 T = TypeVar("T")

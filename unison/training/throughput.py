@@ -20,7 +20,7 @@ from torch import nn
 from unison.config import RunConfig, ScoringConfig
 from unison.objectives import asks_reference
 from unison.policies.base import Policy
-from unison.types import Action, Latents, Metrics, Tokens, Trajectory
+from unison.types import Action, Metrics, Tokens, Trajectory
 
 OF_THE_STEP = ("rollout", "reward", "update")
 """Phases that count: evaluations and checkpoints between steps do not."""
@@ -70,7 +70,7 @@ def scored_share(action: Action, scoring: ScoringConfig) -> float:
     """What an update reads of an action, as a share of what sampling it read."""
     sampling = action.sampling
     branches = 0.5 if action.modality == "image" and sampling.guidance != 1 and not sampling.scores_guided else 1.0
-    if isinstance(action, Latents):
+    if not isinstance(action, Tokens):
         trained = int(action.mask.sum())
         return branches * min(scoring.rounds or trained, trained) / max(len(action), 1)
     rounds = len(action.order.unique())

@@ -17,7 +17,7 @@ from unison.evaluation.held_out import GALLERY, Pictures, evaluate
 from unison.evaluation.records import Evaluation, joined
 from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
-from unison.policies.base import WeightCopy, moving_reference
+from unison.policies.reference import WeightCopy
 from unison.reports.page import write_report
 from unison.rewards import load_rewards
 from unison.training import checkpoint, distributed, guards
@@ -60,7 +60,7 @@ class Trainer:
         self.weights = distributed.placed(self.policy, config.distributed.strategy, self.processes)
         if needs_reference(config):
             self.policy.keep_reference()  # not before the weights are where they belong
-        moving = moving_reference(self.policy) if config.objective.reference_decay < 1 else None
+        moving = self.policy.keep_reference(moving=True) if config.objective.reference_decay < 1 else None
         self.update = Updater(config, self.policy, self.weights, self.processes, self.retention, moving)
         self.average = WeightCopy(self.policy.network) if config.optim.ema_decay else None
         self.followers = [(moving, config.objective.reference_decay), (self.average, config.optim.ema_decay)]

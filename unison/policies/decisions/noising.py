@@ -1,8 +1,7 @@
 """Given drawings: a latent at levels of noise, scored by the velocity there (the forward process, not the sampler's).
 
-A given drawing is `Latents` whose `sampling.steps` is 0, since no sampling made it. `path` holds the noise of each of
-its L states and last the latent, `sigmas` their levels and a 0. State l is x = (1 - sigma) latent + sigma noise, whose
-velocity is to be noise - latent. Its "log-probability" is minus the squared error of the velocity there, averaged over
+A given drawing is `Noised`. Its state at a level is x = (1 - sigma) latent + sigma noise, whose velocity is to be
+noise - latent. Its "log-probability" there is minus the squared error of the velocity, averaged over
 latent dimensions as that of a denoising step is, so that the negative log-likelihood is the flow-matching loss; and its
 divergence from the reference is the mean squared distance of the two velocities.
 
@@ -19,9 +18,11 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from unison.policies.decisions.sde import Velocity, in_chunks
+from unison.policies.decisions.sde import Velocity, in_chunks, shifted
 from unison.policies.decisions.selection import own_seed
-from unison.types import Latents, Sampling, Selected
+from unison.types import Hides, Latents, Noised, Selected, Tokens
+
+DROPPED = 0.05  # share of given drawings without their text, and without their source, and without both
 
 
 class States(NamedTuple):
@@ -38,30 +39,39 @@ def noised_alike(whole: Sequence[Selected], seed: int) -> list[Selected]:
 
     The noise follows from `seed` and the noise that the first drawing started from, which no rounding reaches.
     """
-    starts = [s.action.path[0] for s in whole if isinstance(s.action, Latents)]
+    starts = [s.action.path[0] for s in whole if not isinstance(s.action, Tokens)]
     own = own_seed(starts[0], seed) if starts else seed
-    return [_as_given(s.action, own) if isinstance(s.action, Latents) else s for s in whole]
+    return [s if isinstance(s.action, Tokens) else _as_given(s.action, own) for s in whole]
 
 
-def _as_given(drawing: Latents, seed: int) -> Selected:
+def _as_given(drawing: Latents | Noised, seed: int) -> Selected:
     given = noised(drawing, seed)
     return Selected(given, torch.ones(len(given)), None, given.mask)
 
 
-def noised(drawing: Latents, seed: int) -> Latents:
-    """A sampled drawing as a given one: its end at the levels of its own schedule, with new noise of that seed."""
-    levels, latent = len(drawing), drawing.path[-1:]
-    noise = torch.randn((levels, *latent.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    return Latents(
-        path=torch.cat([noise, latent]),
-        sigmas=drawing.sigmas,
-        logp=torch.zeros(levels),
-        mask=torch.ones(levels, dtype=torch.bool),
-        sampling=Sampling(steps=0),
-    )
+def noised(drawing: Latents | Noised, seed: int) -> Noised:
+    """A drawing as a given one: its end at the levels of its own schedule, with new noise of that seed."""
+    latent = drawing.path[-1:]
+    noise = torch.randn((len(drawing), *latent.shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return _noised(torch.cat([noise, latent]), drawing.sigmas)
 
 
-def states(drawings: Sequence[Latents], device: torch.device | str) -> States:
+def noised_once(latent: Tensor, shift: float) -> Noised:
+    """A latent [C, h, w] as it is learned from: one level sigmoid(N(0, 1)) in the time shift of a schedule, as SANA was
+    trained, with noise and now and then with something of its context hidden; all from torch's global generator."""
+    sigma = shifted(torch.sigmoid(torch.randn(())), shift)
+    hidden: tuple[Hides, ...] = ("text", "source", "everything", "nothing")
+    hides = hidden[min(int(torch.rand(()) / DROPPED), 3)]
+    path = torch.stack([torch.randn(latent.shape), latent.cpu()])
+    return _noised(path, torch.stack([sigma, torch.zeros(())]), hides)
+
+
+def _noised(path: Tensor, sigmas: Tensor, hides: Hides = "nothing") -> Noised:
+    levels = len(path) - 1
+    return Noised(path, sigmas, torch.zeros(levels), torch.ones(levels, dtype=torch.bool), hides)
+
+
+def states(drawings: Sequence[Noised], device: torch.device | str) -> States:
     """The states that their masks name."""
     noise = torch.cat([d.path[:-1][d.mask] for d in drawings]).to(device)
     sigma = torch.cat([d.sigmas[:-1][d.mask] for d in drawings]).to(device)
@@ -72,7 +82,7 @@ def states(drawings: Sequence[Latents], device: torch.device | str) -> States:
 
 def score(
     velocity: Velocity,
-    drawings: Sequence[Latents],
+    drawings: Sequence[Noised],
     anchors: Sequence[Tensor] | None = None,
     chunk: int = 0,
     device: torch.device | str = "cpu",
@@ -102,7 +112,7 @@ def score(
 
 @torch.no_grad()
 def velocities(
-    velocity: Velocity, drawings: Sequence[Latents], chunk: int = 0, device: torch.device | str = "cpu"
+    velocity: Velocity, drawings: Sequence[Noised], chunk: int = 0, device: torch.device | str = "cpu"
 ) -> list[Tensor]:
     """The velocities at each drawing's states [T, C, h, w]: what a divergence is measured from."""
     found = states(drawings, device)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unison.types import Selected
+from unison.types import Selected, Tokens
 
 GIVEN = -1  # the round of a position that was there from the start
 
@@ -51,6 +51,14 @@ def of_some_rounds(whole: Selected, order: Tensor, drawn: Tensor, rounds: int, s
         return whole
     wanted, weight = some_rounds(order, whole.action.mask, rounds, own_seed(drawn, seed))
     return replace(whole, action=replace(whole.action, mask=wanted), share=weight)
+
+
+def of_some_steps(whole: Selected, steps: int, seed: int) -> Selected:
+    """The same for a denoising path, whose steps are its rounds; its noise, which no rounding reaches, tells it from
+    others."""
+    drawing = whole.action
+    assert not isinstance(drawing, Tokens)
+    return of_some_rounds(whole, torch.arange(len(drawing)), drawing.path[0], steps, seed)
 
 
 def own_seed(drawn: Tensor, seed: int) -> int:

@@ -1,4 +1,4 @@
-"""Sampling and scoring with a causal transformer, prefixes computed once.
+"""Sampling and scoring with a causal transformer, prefixes computed once and kept in a KV cache.
 
 Both start alike: every distinct prefix (a prompt, or the unconditional row of guidance) goes through the network once,
 and its keys and values are handed to all rows that continue it. Sampling then decides one token a pass; scoring sends
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, TypeAlias
 
 import torch
@@ -19,15 +20,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unison.config import PolicyConfig, Recompute
 from unison.policies.decisions import tokens
-from unison.policies.decoding import cpu, graph
-from unison.policies.decoding import packed as blocks
-from unison.policies.decoding.gradient_checkpointing import recomputed
-from unison.policies.decoding.matmul import packed
+from unison.policies.decoding import cpu, graph, packed
+from unison.policies.decoding.gradient_checkpointing import checkpointed
+from unison.policies.decoding.matmul import prepacked
 from unison.types import Sampling
 
 
 class PrefixCache:
-    """Keys and values of P prefixes, then of B rows that continue them. A `transformers` layer calls only `update`."""
+    """A KV cache of P prefixes, then of B rows that continue them. A `transformers` layer calls only `update`."""
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []  # each [P or B, H, S, D]
@@ -120,10 +120,10 @@ def run_prefixes(
     ends = lengths if end is None else torch.full_like(lengths, end)
     places = (at - size + ends[:, None]).clamp_min(0)
     if positions:
-        places = pad_sequence([p.T for p in positions], batch_first=True, padding_side="left").permute(2, 0, 1)
+        places = pad_sequence([p.T.to(embeds.device) for p in positions], True, padding_side="left").permute(2, 0, 1)
         lengths = places.amax((0, 2)) + 1
     read, cache = PrefixCache(), PrefixCache()
-    with recomputed(network, embeds.shape[0] * size, recompute):
+    with checkpointed(network, embeds.shape[0] * size, recompute):
         hidden = run(network, embeds, causal[:, None], places, read if keep else None)
     cache.layers = read.layers  # in a cache of their own: `read` may yet be asked again, and never continues
     return Prefixed(cache, hidden, visible, lengths)
@@ -160,9 +160,35 @@ class Rows:
         """The same input for both branches."""
         return x if self.unconditional is None else torch.cat([x, x])
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Conditional and unconditional halves."""
-        return (x, None) if self.unconditional is None else (x[: len(self.prefix)], x[len(self.prefix) :])
+    def split(self, x: Tensor, which: Tensor | EllipsisType = ...) -> tuple[Tensor, Tensor | None]:
+        """Conditional and unconditional halves, or of both the entries that `which` names."""
+        count = len(self.prefix)
+        return x[:count][which], None if self.unconditional is None else x[count:][which]
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A causal `transformers` decoder over input embeddings, with what stands before and after it."""
+
+    network: nn.Module
+    embed: Callable[[Tensor], Tensor]
+    """Token ids [N] -> embeddings [N, D]."""
+    head: Callable[[Tensor], Tensor]
+    """States [N, D] -> logits [N, V]."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P distinct prefixes, and which of them each of B rows continues."""
+
+    prefixes: Sequence[Tensor]  # each [S_p, D] embeddings
+    rows: Rows
+    open_to_all: Sequence[Tensor] = ()  # this and what follows as in `run_prefixes`
+    positions: Sequence[Tensor] = ()
+
+    def run(self, network: nn.Module, keep: bool = True, recompute: Recompute = "never") -> Prefixed:
+        """`run_prefixes` of them."""
+        return run_prefixes(network, self.prefixes, self.open_to_all, None, keep, self.positions, recompute)
 
 
 @dataclass(frozen=True)
@@ -174,7 +200,7 @@ class Decoding:
     exact_logits: bool = False
     """Compute logits in the type of the head's weights, not in autocast's."""
     compiled: bool = False
-    """Decode by `static.StaticStep`, compiled."""
+    """Decode by `graph.StaticStep`, compiled."""
 
     @classmethod
     def of(cls, config: PolicyConfig) -> Decoding:
@@ -186,46 +212,35 @@ DEFAULT = Decoding()
 
 @torch.no_grad()
 def sample(
-    network: nn.Module,
-    prefixes: Sequence[Tensor],
-    rows: Rows,
-    embed: Callable[[Tensor], Tensor],
-    head: Callable[[Tensor], Tensor],
+    speaker: Speaker,
+    prompts: Prompts,
     sampling: Sampling,
     u: Tensor,
     stop: int | None = None,
-    open_to_all: Sequence[Tensor] = (),
-    positions: Sequence[Tensor] = (),
     decoding: Decoding = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """Samples one continuation a row.
 
     Args:
-        network: a causal `transformers` decoder over input embeddings.
-        prefixes: P tensors [S_p, D] of embeddings.
-        rows: the prefix of each row.
-        embed: token ids [B] -> embeddings [B, D].
-        head: states [B, D] -> logits [B, V].
-        sampling: temperature and guidance.
+        sampling: temperature and classifier-free guidance.
         u: uniform numbers [B, L]; L is the longest continuation.
         stop: id that ends a row, None for continuations of fixed length.
-        open_to_all: positions of each prefix that all of it may attend to, as in `run_prefixes`.
-        positions: of each prefix, as in `run_prefixes`.
         decoding: how it is computed, whose width plays no part here (see `refill.sample`).
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
     """
-    done = run_prefixes(network, prefixes, open_to_all, positions=positions)
+    done, rows = prompts.run(speaker.network), prompts.rows
     branches = rows.branches()
     hidden = done.last[branches]
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    with _decoder(network, done, branches, u.shape[1], decoding) as step, to_logits(head, decoding) as logits:
+    decoder, head = _decoder(speaker.network, done, branches, u.shape[1], decoding), to_logits(speaker.head, decoding)
+    with decoder as step, head as logits:
         for t in range(u.shape[1]):
             if t:
-                hidden = step(rows.repeat(embed(ids[-1])))
+                hidden = step(rows.repeat(speaker.embed(ids[-1])))
             chosen, logp = decide(logits, hidden, rows, sampling, u[:, t])
             ids.append(chosen)
             logps.append(logp)
@@ -258,22 +273,22 @@ Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], cpu.Decoder | _
 
 @contextmanager
 def continuing(network: nn.Module, decoding: Decoding) -> Iterator[Start]:
-    """Inside it rows are continued with weights packed as they are now: by our own step where it fits the network, else
-    by the network's own forward; or, compiled, with the weights themselves."""
+    """Inside it rows are continued with weights prepacked as they are now: by our own step where it fits the network,
+    else by the network's own forward; or, compiled, with the weights themselves."""
     if decoding.compiled:
         yield lambda cache, *where: graph.StaticStep(network, cache.layers, *where, compiled=True)
         return
     if cpu.supports(network):
-        weights = cpu.pack(network)
+        weights = cpu.prepack(network)
         yield lambda cache, *where: cpu.Decoder(weights, cache.layers, *where)
         return
-    with packed(network):
+    with prepacked(network):
         yield lambda cache, *where: _Forward(network, cache, *where)
 
 
 @dataclass
 class _Forward:
-    """`decode.Decoder` for any network."""
+    """`cpu.Decoder` for any network."""
 
     network: nn.Module
     past: PrefixCache
@@ -297,16 +312,16 @@ class _Forward:
 
 @contextmanager
 def to_logits(head: Callable[[Tensor], Tensor], decoding: Decoding) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The head with packed weights, in autocast's type or in the weights' own."""
+    """The head with prepacked weights, in autocast's type or in the weights' own."""
     if not decoding.exact_logits:
-        with packed(head):
+        with prepacked(head):
             yield head
         return
     assert isinstance(head, nn.Module)
     weight = next(head.parameters())
     with ExitStack() as stack:
-        with torch.autocast(weight.device.type, enabled=False):  # weights are packed in the type that counts now
-            stack.enter_context(packed(head))
+        with torch.autocast(weight.device.type, enabled=False):  # weights are prepacked in the type that counts now
+            stack.enter_context(prepacked(head))
 
         def in_own_type(hidden: Tensor) -> Tensor:
             with torch.autocast(weight.device.type, enabled=False):
@@ -331,7 +346,7 @@ class Scoring:
     recompute: Recompute = "never"
     """Whether the layers compute inner states, of prefixes and of continuations, once more in the backward pass."""
     packed: bool = False
-    """In one sequence under a block mask (`blocks.states`), not in rows."""
+    """In one sequence under a block mask (`packed.states`), not in rows."""
 
     @classmethod
     def of(cls, config: PolicyConfig) -> Scoring:
@@ -342,61 +357,50 @@ IN_ROWS = Scoring()
 
 
 def score(
-    network: nn.Module,
-    prefixes: Sequence[Tensor],
-    rows: Rows,
-    embed: Callable[[Tensor], Tensor],
-    head: Callable[[Tensor], Tensor],
+    speaker: Speaker,
+    prompts: Prompts,
     sampling: Sampling,
     continuations: Sequence[Tensor],
-    open_to_all: Sequence[Tensor] = (),
-    positions: Sequence[Tensor] = (),
     scoring: Scoring = IN_ROWS,
 ) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
+        sampling: temperature and classifier-free guidance.
         continuations: the ids of each row, each [L_b].
         scoring: how it is computed.
-        (others as in `sample`)
 
     Returns:
         each [L_b] float32
     """
-    if scoring.packed:
-        return _score_packed(network, prefixes, rows, embed, head, sampling, continuations, scoring)
-    done = run_prefixes(network, prefixes, open_to_all, positions=positions, recompute=scoring.recompute)
     lengths = [len(ids) for ids in continuations]
-    ids = pad_sequence(list(continuations), batch_first=True).to(done.hidden.device)
-    with recomputed(network, rows.branches().numel() * ids.shape[1], scoring.recompute):
-        hidden = continuation_states(network, done, rows, embed, ids)
-    conditional, unconditional = rows.split(hidden)
-    mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
-    flat = tokens.score(
-        head, conditional[mask], ids[mask], sampling, None if unconditional is None else unconditional[mask]
-    )
-    return list(flat.split(lengths))
+    ids = [part.to(prompts.rows.prefix.device) for part in continuations]
+    hidden = (_states_in_one if scoring.packed else _states_in_rows)(speaker, prompts, ids, scoring.recompute)
+    return list(tokens.score(speaker.head, hidden[0], torch.cat(ids), sampling, hidden[1]).split(lengths))
 
 
-def _score_packed(
-    network: nn.Module,
-    prefixes: Sequence[Tensor],
-    rows: Rows,
-    embed: Callable[[Tensor], Tensor],
-    head: Callable[[Tensor], Tensor],
-    sampling: Sampling,
-    continuations: Sequence[Tensor],
-    scoring: Scoring,
-) -> list[Tensor]:
-    """`score` in one sequence."""
-    lengths = [len(ids) for ids in continuations]
-    ids = [part.to(rows.prefix.device) for part in continuations]
-    every = ids if rows.unconditional is None else [*ids, *ids]
-    positions = sum(len(p) for p in prefixes) + sum(map(len, every))
-    with recomputed(network, positions, scoring.recompute):
-        hidden = torch.cat(blocks.states(network, prefixes, rows.branches(), embed, every))
-    conditional, unconditional = (hidden, None) if rows.unconditional is None else hidden.chunk(2)
-    return list(tokens.score(head, conditional, torch.cat(ids), sampling, unconditional).split(lengths))
+def _states_in_rows(
+    speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor], recompute: Recompute
+) -> tuple[Tensor, Tensor | None]:
+    """The states that predict all given tokens, row after row, of both branches. [N, D] each"""
+    done, rows = prompts.run(speaker.network, recompute=recompute), prompts.rows
+    ids = pad_sequence(list(continuations), batch_first=True)
+    lengths = torch.tensor([len(row) for row in continuations], device=ids.device)
+    with checkpointed(speaker.network, rows.branches().numel() * ids.shape[1], recompute):
+        hidden = continuation_states(speaker.network, done, rows, speaker.embed, ids)
+    return rows.split(hidden, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])
+
+
+def _states_in_one(
+    speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor], recompute: Recompute
+) -> tuple[Tensor, Tensor | None]:
+    """The same in one packed sequence."""
+    rows, prefixes = prompts.rows, prompts.prefixes
+    every = [*continuations] * (1 if rows.unconditional is None else 2)
+    with checkpointed(speaker.network, sum(map(len, prefixes)) + sum(map(len, every)), recompute):
+        hidden = torch.cat(packed.states(speaker.network, prefixes, rows.branches(), speaker.embed, every))
+    count = sum(map(len, continuations))
+    return hidden[:count], None if rows.unconditional is None else hidden[count:]
 
 
 def continuation_states(

@@ -1,7 +1,7 @@
 """One more position through a plain Llama decoder: what sampling repeats hundreds of times, on the CPU.
 
 The same equations as `transformers`' `LlamaModel` (RMSNorm, rotary attention with grouped queries, gated MLP) with what
-does not change from token to token done once a rollout: weights packed and joined (queries, keys and values in one
+does not change from token to token done once a rollout: weights prepacked and joined (queries, keys and values in one
 product, gate and up in another), rotary angles of all positions, the mask, room for all keys and values. A step has the
 same shapes every time but for the filled part of the cache, and decides nothing by values.
 
@@ -65,17 +65,17 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A network whose weights have been packed as they were, in the type that autocast had then."""
+class Prepacked:
+    """A network whose weights have been prepacked as they were, in the type that autocast had then."""
 
     network: llama.LlamaModel
     layers: list[Layer]
 
 
-def pack(network: nn.Module) -> Packed:
-    """Packs a network that `supports` accepts."""
+def prepack(network: nn.Module) -> Prepacked:
+    """Prepacks a network that `supports` accepts."""
     assert isinstance(network, llama.LlamaModel)
-    return Packed(network, [_layer(layer) for layer in network.layers])
+    return Prepacked(network, [_layer(layer) for layer in network.layers])
 
 
 class Decoder:
@@ -83,7 +83,7 @@ class Decoder:
 
     def __init__(
         self,
-        packed: Packed,
+        prepacked: Prepacked,
         cache: Sequence[tuple[Tensor, Tensor]],
         visible: Tensor,
         lengths: Tensor,
@@ -92,27 +92,27 @@ class Decoder:
         """Takes over the cache.
 
         Args:
-            packed: the network.
+            prepacked: the network.
             cache: each layer's keys and values [B, K, S, D]: what went before, padded on the left, then room.
             visible: [B, S] bool, False at padding.
             lengths: [B] positions that follow what went before, without padding.
             filled: S of what went before alone.
         """
-        attention: Any = packed.network.layers[0].self_attn
+        attention: Any = prepacked.network.layers[0].self_attn
         groups, (rows, room) = attention.num_key_value_groups, visible.shape
         self.scaling: float = attention.scaling
         self.width: int = attention.head_dim
         self.heads: int = attention.config.num_attention_heads
         self.key_heads = self.heads // groups
-        self.layers = packed.layers
+        self.layers = prepacked.layers
         # keys [B, K, S, D] float32 and values [B, K, S, D] in the type of the products, of every layer
-        kinds = [layer.kind for layer in packed.layers]
+        kinds = [layer.kind for layer in prepacked.layers]
         self.keys = [k.contiguous().to(kind).float() for (k, _), kind in zip(cache, kinds, strict=True)]
         self.values = [v.contiguous().to(kind) for (_, v), kind in zip(cache, kinds, strict=True)]
-        self.norm = packed.network.norm
+        self.norm = prepacked.network.norm
         self.filled = filled
         self.steps = 0
-        self.cos, self.sin = _angles(packed.network, lengths, room - filled)
+        self.cos, self.sin = _angles(prepacked.network, lengths, room - filled)
         self.bias = _bias(visible, self.key_heads)
         # where in the table of all values, [B * K * S, D], the positions that each query head sees are; [B * H, S]
         tables = torch.arange(rows * self.key_heads, dtype=torch.int32, device=visible.device) * room

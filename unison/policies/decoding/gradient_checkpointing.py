@@ -1,4 +1,4 @@
-"""Activation checkpointing of a decoder's layers while it scores (Chen et al., arXiv 1604.06174).
+"""Gradient checkpointing of a decoder's layers while it scores (Chen et al., arXiv 1604.06174).
 
 Each layer keeps its input alone and is computed once more in the backward pass. That costs one more forward pass and
 saves all inner states but those of one layer, so it is worth it where they are large.
@@ -22,7 +22,7 @@ FROM_BYTES = 2**29
 
 
 @contextmanager
-def recomputed(network: nn.Module, positions: int, choice: Recompute) -> Iterator[None]:
+def checkpointed(network: nn.Module, positions: int, choice: Recompute) -> Iterator[None]:
     """Inside it the layers of a `transformers` decoder are checkpointed, if the choice or their size says so.
 
     Only for passes whose layers change nothing on the way, for they run twice.

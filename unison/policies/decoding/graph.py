@@ -36,7 +36,7 @@ class StaticCache:
 
 
 class StaticStep:
-    """`decode.Decoder` for any network, with static shapes."""
+    """`cpu.Decoder` for any network, with static shapes."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class StaticStep:
         filled: int,
         compiled: bool,
     ) -> None:
-        """Takes over the cache; arguments as those of `decode.Decoder`.
+        """Takes over the cache; arguments as those of `cpu.Decoder`.
 
         Args:
             compiled: run the compiled step; else the same step eagerly.

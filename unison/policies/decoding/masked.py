@@ -142,6 +142,10 @@ class Reader:
     """Canvases [C, N] -> embeddings [C, N + 2, D], with what frames an image."""
     start: int
     """Position of the first embedding."""
+    head: Callable[[Tensor], Tensor]
+    """States [n, D] -> logits of the codes [n, K]."""
+    mask: int
+    """The number MASK."""
 
     def states(self, canvas: Tensor, rows: causal.Rows) -> Tensor:
         """States of all positions, in both branches of guidance. [C, N] -> [C or 2C, N, D]"""
@@ -167,23 +171,19 @@ class Reader:
 @torch.no_grad()
 def sample(
     reader: Reader,
-    head: Callable[[Tensor], Tensor],
     rows: causal.Rows,
     canvas: Tensor,
     sampling: Sampling,
     chance: Chance,
-    mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws by masked decoding.
 
     Args:
         reader: reads the canvas of every row.
-        head: states [n, D] -> logits [n, K].
         rows: the prompt of each row.
         canvas: [B, N] at the start; what is not MASK stays.
         sampling: temperature, guidance, rounds and choice temperature.
         chance: the randomness.
-        mask: the number MASK.
 
     Returns:
         codes, the round in which each was decided (GIVEN where it was there), and their log-probabilities (0 where
@@ -200,11 +200,11 @@ def sample(
         strict=True,
     )
     for t, (left, temperature) in enumerate(plan):
-        masked = canvas == mask
+        masked = canvas == reader.mask
         last = t == sampling.rounds - 1
         if not last and not (masked.sum(1) > 1).any():
             continue  # one position waits for the last round
-        codes, logp, confidence = _round(reader, head, rows, canvas, sampling, chance, t, masked, mask)
+        codes, logp, confidence = _round(reader, rows, canvas, sampling, chance, t, masked)
         kept = masked
         if not last:
             kept = masked & ~masked_again(masked, confidence, chance.noise(t), left, temperature)
@@ -215,25 +215,23 @@ def sample(
 
 def _round(
     reader: Reader,
-    head: Callable[[Tensor], Tensor],
     rows: causal.Rows,
     canvas: Tensor,
     sampling: Sampling,
     chance: Chance,
     t: int,
     masked: Tensor,
-    mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws a code for every masked position: codes, their log-probabilities as they will be scored, and as drawn."""
-    conditional, unconditional = rows.split(reader.states(canvas, rows))
-    size = max(1, tokens.LOGITS_PER_CHUNK // mask)
+    conditional, unconditional = rows.split(reader.states(canvas, rows), masked)
+    size = max(1, tokens.LOGITS_PER_CHUNK // reader.mask)
     cells = masked.flatten().nonzero().squeeze(1).split(size)
-    states = conditional[masked].split(size)
-    states_u = itertools.repeat(None) if unconditional is None else unconditional[masked].split(size)
+    states = conditional.split(size)
+    states_u = itertools.repeat(None) if unconditional is None else unconditional.split(size)
     parts = [
         tokens.draw(
-            head(h).float(),
-            None if h_u is None else head(h_u).float(),
+            reader.head(h).float(),
+            None if h_u is None else reader.head(h_u).float(),
             sampling,
             lambda logp, some=some: chance.codes(t, logp, some),
         )
@@ -250,13 +248,11 @@ def _spread(where: Tensor, flat: Tensor) -> Tensor:
 
 def score(
     reader: Reader,
-    head: Callable[[Tensor], Tensor],
     rows: causal.Rows,
     codes: Tensor,
     order: Tensor,
     wanted: Tensor,
     sampling: Sampling,
-    mask: int,
 ) -> Tensor:
     """Log-probabilities of given decisions, differentiable. One canvas is read for every round of every row in which a
     decision is wanted.
@@ -273,11 +269,11 @@ def score(
     canvases = _canvases(order, wanted)
 
     def of_chunk(row: Tensor, t: Tensor) -> Tensor:
-        canvas = codes[row].masked_fill(order[row] >= t[:, None], mask)
+        canvas = codes[row].masked_fill(order[row] >= t[:, None], reader.mask)
         own = wanted[row] & (order[row] == t[:, None])
         some = rows.some(row)
-        c, u = some.split(reader.states(canvas, some))
-        return tokens.score(head, c[own], codes[row][own], sampling, None if u is None else u[own])
+        c, u = some.split(reader.states(canvas, some), own)
+        return tokens.score(reader.head, c, codes[row][own], sampling, u)
 
     size = max(1, POSITIONS_PER_CHUNK // (codes.shape[1] * (1 if rows.unconditional is None else 2)))
     chunks = canvases.split(size)
@@ -316,7 +312,6 @@ def masked_once_more(order: Tensor, seed: int) -> Tensor:
 
 def relax(
     reader: Reader,
-    head: Callable[[Tensor], Tensor],
     rows: causal.Rows,
     codes: Tensor,
     masked: Tensor,
@@ -324,7 +319,6 @@ def relax(
     temperature: float,
     exponential: Tensor,
     table: Tensor,
-    mask: int,
 ) -> Tensor:
     """Rows of a table looked up by the codes of drawings, differentiable through one more pass that predicts the masked
     codes from the others.
@@ -340,17 +334,8 @@ def relax(
     Returns:
         [B, N, E], equal to `table[codes]`.
     """
-    conditional, unconditional = rows.split(reader.states(codes.masked_fill(masked, mask), rows))
-    predicted = tokens.relaxed_rows(
-        head,
-        conditional[masked],
-        codes[masked],
-        sampling,
-        temperature,
-        exponential[masked],
-        table,
-        None if unconditional is None else unconditional[masked],
-    )
+    c, u = rows.split(reader.states(codes.masked_fill(masked, reader.mask), rows), masked)
+    predicted = tokens.relaxed_rows(reader.head, c, codes[masked], sampling, temperature, exponential[masked], table, u)
     return table[codes].index_put((masked,), predicted)
 
 

@@ -1,8 +1,8 @@
-"""Products of few rows with a large matrix, on the CPU: weights kept in the layout that oneDNN computes with.
+"""Products of few rows with a large matrix, on the CPU: prepacked weights, in the layout oneDNN computes with.
 
 PyTorch's own `linear` lays a matrix out anew at every call, which pays for itself on the many rows of scoring but not
-on the one position a row of sampling. Packed products are the same up to rounding, in about half the time when rows are
-few. Where oneDNN cannot pack (another device or type), everything here computes as PyTorch does.
+on the one position a row of sampling. Prepacked products are the same up to rounding, in about half the time when rows
+are few. Where oneDNN cannot prepack (another device or type), everything here computes as PyTorch does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def packed(*parts: object) -> Iterator[None]:
-    """Inside it the linear layers of those of the parts that are modules compute with packed weights."""
+def prepacked(*parts: object) -> Iterator[None]:
+    """Inside it the linear layers of those of the parts that are modules compute with prepacked weights."""
     modules = (m for part in parts if isinstance(part, nn.Module) for m in part.modules())
     # not a subclass, whose forward may mean more, nor a layer that another library has wrapped
-    linears = {m for m in modules if type(m) is nn.Linear and "forward" not in vars(m) and _packable(m.weight)}
+    linears = {m for m in modules if type(m) is nn.Linear and "forward" not in vars(m) and _prepackable(m.weight)}
     for linear in linears:
         # an attribute of the instance hides the method of its class until it is deleted
         vars(linear)["forward"] = product(linear)
@@ -36,7 +36,7 @@ def packed(*parts: object) -> Iterator[None]:
 
 
 def product(*linears: nn.Linear) -> Product:
-    """x -> what the given layers, all of one input, make of it, side by side; packed if possible.
+    """x -> what the given layers, all of one input, make of it, side by side; prepacked if possible.
 
     It computes in the type that autocast has here and now, else in that of the weights, and casts its input to it.
     """
@@ -45,9 +45,9 @@ def product(*linears: nn.Linear) -> Product:
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     assert len(biases) in (0, len(linears)), "either all layers of a product have a bias or none"
     bias = _joined(biases).to(kind) if biases else None
-    if not _packable(weight):
+    if not _prepackable(weight):
         return partial(_linear, weight, bias)
-    return partial(_packed_linear, torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+    return partial(_prepacked_linear, torch.ops.mkldnn._reorder_linear_weight(weight), bias)
 
 
 def compute_type(weight: Tensor) -> torch.dtype:
@@ -60,7 +60,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _packable(weight: Tensor) -> bool:
+def _prepackable(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
@@ -73,5 +73,5 @@ def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return F.linear(x.to(weight.dtype), weight, bias)
 
 
-def _packed_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+def _prepacked_linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, bias, "none", [], "")

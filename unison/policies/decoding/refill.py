@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from unison.policies.actions import sampled
+from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal
-from unison.policies.decoding.causal import Decoding, PrefixCache, Prefixed, Rows, Start
-from unison.types import Sampling
+from unison.policies.decoding.causal import Decoding, PrefixCache, Prefixed, Prompts, Rows, Speaker, Start
+from unison.types import Modality, Sampling, Tokens
 
 SHARE = 4
 """With rows that wait the batch is laid out anew once one in so many is finished; without, once half are."""
@@ -28,17 +30,29 @@ Decide: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """States [A, D] and uniform numbers [A] -> ids and log-probabilities [A]."""
 
 
+def act(
+    speaker: Speaker,
+    prompts: Prompts,
+    modality: Modality,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    length: int,
+    stop: int | None,
+    decoding: Decoding,
+) -> list[Tokens]:
+    """Samples an action of up to `length` tokens for every row, whose randomness comes from its own seed alone."""
+    u = uniforms(seeds, length, prompts.rows.prefix.device)
+    written = sample(speaker, prompts, sampling, u, stop, decoding)
+    return [sampled(modality, ids, logp, stop, sampling) for ids, logp in zip(*written, strict=True)]
+
+
+@torch.no_grad()
 def sample(
-    network: nn.Module,
-    prefixes: Sequence[Tensor],
-    rows: Rows,
-    embed: Callable[[Tensor], Tensor],
-    head: Callable[[Tensor], Tensor],
+    speaker: Speaker,
+    prompts: Prompts,
     sampling: Sampling,
     u: Tensor,
     stop: int | None,
-    open_to_all: Sequence[Tensor] = (),
-    positions: Sequence[Tensor] = (),
     decoding: Decoding = causal.DEFAULT,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`causal.sample`, with texts of unequal length up to `decoding.width` at a time.
@@ -47,19 +61,18 @@ def sample(
         each row's ids [L_b] and log-probabilities [L_b], to its stop token or beyond.
     """
     if stop is None or not decoding.width:
-        every = (network, prefixes, rows, embed, head, sampling, u, stop, open_to_all, positions, decoding)
-        ids, logp = causal.sample(*every)
+        ids, logp = causal.sample(speaker, prompts, sampling, u, stop, decoding)
         return list(ids), list(logp)
+    rows = prompts.rows
     assert rows.unconditional is None, "texts are written without guidance"
-    with torch.no_grad():
-        done = causal.run_prefixes(network, prefixes, open_to_all, positions=positions)
-    with torch.no_grad(), causal.to_logits(head, decoding) as logits, causal.continuing(network, decoding) as start:
+    done = prompts.run(speaker.network)
+    with causal.to_logits(speaker.head, decoding) as logits, causal.continuing(speaker.network, decoding) as start:
 
         def decide(hidden: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
             return causal.decide(logits, hidden, Rows(rows.prefix[: len(hidden)], None), sampling, chance)
 
         sheet = _Sheet.blank(u, stop)
-        _write_all(_Batch.empty(done, rows.prefix), sheet, decoding.width, start, embed, decide)
+        _write_all(_Batch.empty(done, rows.prefix), sheet, decoding.width, start, speaker.embed, decide)
         return sheet.rows()
 
 

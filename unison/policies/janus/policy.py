@@ -22,20 +22,12 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from unison import hub
 from unison.config import PolicyConfig
-from unison.policies.base import (
-    Policy,
-    Target,
-    by_kind,
-    distinct,
-    given,
-    is_reply,
-    own_tokens,
-    relax_alike,
-    sampled,
-    tokens_of,
-)
-from unison.policies.decisions.tokens import beside_divergence, exponentials, relaxed_rows, uniforms
+from unison.policies.actions import decode_each, encode_each, given, is_reply, tokens_of
+from unison.policies.base import Policy, Target
+from unison.policies.decisions.tokens import beside_divergence, exponentials, relaxed_rows
 from unison.policies.decoding import causal, packed, refill
+from unison.policies.decoding.prompts import embedded, own_states, own_tokens
+from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick, relax_alike
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -104,79 +96,62 @@ class Janus(Policy):
     # -- sampling and scoring ------------------------------------------------------------------------------------
 
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
-        return self._sample(contexts, sampling, seeds, "text")
+        return self._sample(contexts, "text", sampling, seeds, sampling.max_tokens, self.tokenizer.eos_token_id)
 
     def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
-        return list(self._sample(contexts, sampling, seeds, "image"))
+        return list(self._sample(contexts, "image", sampling, seeds, self.drawing_tokens, None))
 
     @torch.no_grad()
     def _sample(
-        self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int], modality: Modality
+        self,
+        contexts: Sequence[Context],
+        modality: Modality,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        length: int,
+        stop: int | None,
     ) -> list[Tokens]:
-        length = sampling.max_tokens if modality == "text" else self.drawing_tokens
-        stop = self.tokenizer.eos_token_id if modality == "text" else None
         with self.autocast(sampling=True):
-            prefixes, rows = self._prefixes(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
-            ids, logp = refill.sample(
-                self.network.model.language_model,
-                prefixes,
-                rows,
-                *self._embed_and_head(modality),
-                sampling,
-                uniforms(seeds, length, self.device),
-                stop,
-                decoding=causal.Decoding.of(self.config),
-            )
-        return [sampled(modality, i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
+            prompts = self._prompts(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
+            way = causal.Decoding.of(self.config)
+            return refill.act(self._speaker(modality), prompts, modality, sampling, seeds, length, stop, way)
 
     def forward(
         self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        logps: dict[int, Tensor] = {}
-        for (modality, sampling), rows in by_kind(actions).items():
-            tokens = [tokens_of(actions[row]) for row in rows]
-            scored = self._score([contexts[row] for row in rows], tokens, sampling, modality)
-            logps |= dict(zip(rows, scored, strict=True))
-        return beside_divergence([logps[row] for row in range(len(actions))], anchors)
+        def score(kind: Kind, rows: list[int]) -> list[Tensor]:
+            _, modality, sampling = kind
+            ids = [tokens_of(action).ids for action in pick(rows, actions)]
+            with self.autocast():
+                guided = modality == "image" and sampling.scores_guided
+                prompts = self._prompts(pick(rows, contexts), modality, guided)
+                return causal.score(self._speaker(modality), prompts, sampling, ids, causal.Scoring.of(self.config))
 
-    def _score(
-        self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling, modality: Modality
-    ) -> list[Tensor]:
-        guided = modality == "image" and sampling.scores_guided
-        with self.autocast():
-            prefixes, rows = self._prefixes(contexts, modality, guided)
-            ids = [action.ids for action in actions]
-            return causal.score(
-                self.network.model.language_model,
-                prefixes,
-                rows,
-                *self._embed_and_head(modality),
-                sampling,
-                ids,
-                scoring=causal.Scoring.of(self.config),
-            )
+        return beside_divergence(in_kinds(list(map(kind_of, actions)), score), anchors)
 
-    def _embed_and_head(self, modality: Modality):
+    def _speaker(self, modality: Modality) -> causal.Speaker:
+        network = self.network
         if modality == "text":
-            return self.network.get_input_embeddings(), self.network.lm_head
-        return self.network.prepare_embeddings_for_image_generation, self.network.model.generation_head
+            return causal.Speaker(self.decoder, network.get_input_embeddings(), network.lm_head)
+        return causal.Speaker(
+            self.decoder, network.prepare_embeddings_for_image_generation, network.model.generation_head
+        )
 
     # -- contexts ------------------------------------------------------------------------------------------------
 
-    def _prefixes(
-        self, contexts: Sequence[Context], modality: Modality, guided: bool
-    ) -> tuple[list[Tensor], causal.Rows]:
-        """Embeddings [S, D] of every distinct prefix, then of the unconditional ones, and who continues which."""
-        different, rows = distinct(contexts)
+    def _prompts(self, contexts: Sequence[Context], modality: Modality, guided: bool) -> causal.Prompts:
+        """Every distinct prefix, then the unconditional ones, and who continues which."""
+        different, own = distinct(contexts)
         pieces = [self._pieces(context, modality) for context in different]
-        prefix_of = torch.tensor(rows, device=self.device)
+        prefix_of = torch.tensor(own, device=self.device)
         if not guided:
-            return self._embed(pieces), causal.Rows(prefix_of, None)
+            return causal.Prompts(self._embed(pieces), causal.Rows(prefix_of, None))
         sizes = [sum(map(self._size, row)) for row in pieces]
         lengths = sorted(set(sizes))
         number = {length: len(pieces) + i for i, length in enumerate(lengths)}
-        unconditional = torch.tensor([number[sizes[row]] for row in rows], device=self.device)
-        return self._embed([*pieces, *map(self._hidden, lengths)]), causal.Rows(prefix_of, unconditional)
+        unconditional = torch.tensor([number[sizes[row]] for row in own], device=self.device)
+        rows = causal.Rows(prefix_of, unconditional)
+        return causal.Prompts(self._embed([*pieces, *map(self._hidden, lengths)]), rows)
 
     def _hidden(self, length: int) -> list[Piece]:
         """The unconditional row for a prompt of `length` tokens."""
@@ -206,13 +181,7 @@ class Janus(Policy):
         return len(piece) if isinstance(piece, list) else self.processor.num_image_tokens
 
     def _embed(self, rows: Sequence[Sequence[Piece]]) -> list[Tensor]:
-        """Embeddings of every row, all ids in one look-up and all images in one pass of the encoder. each [S, D]"""
-        runs = [piece for row in rows for piece in row if isinstance(piece, list)]
-        images = [piece for row in rows for piece in row if not isinstance(piece, list)]
-        flat = torch.tensor([i for run in runs for i in run], device=self.device)
-        words = iter(self.network.get_input_embeddings()(flat).split([len(run) for run in runs]))
-        pictures = iter(self._image_features(images) if images else ())
-        return [torch.cat([next(words if isinstance(piece, list) else pictures) for piece in row]) for row in rows]
+        return embedded(rows, self.network.get_input_embeddings(), self._image_features, self.device)
 
     def chat(self, context: Context) -> str:
         """The context in the checkpoint's own chat template, ready for a reply."""
@@ -250,22 +219,13 @@ class Janus(Policy):
     ) -> Tensor:
         """Codebook rows of drawings of one sampling, in one more pass of the language model. [N, L, E]"""
         ids = torch.stack([drawing.action.ids for drawing in drawings]).to(self.device)
-        embed, head = self._embed_and_head("image")
-        prefixes, rows = self._prefixes([d.context for d in drawings], "image", sampling.scores_guided)
-        done = causal.run_prefixes(self.network.model.language_model, prefixes)
-        hidden = causal.continuation_states(self.network.model.language_model, done, rows, embed, ids)
-        conditional, unconditional = rows.split(hidden)
-        noise = exponentials([d.seed for d in drawings], (ids.shape[1], len(table)), self.device)
-        codes = relaxed_rows(
-            head,
-            conditional.flatten(0, 1),
-            ids.flatten(),
-            sampling,
-            temperature,
-            noise.flatten(0, 1),
-            table,
-            None if unconditional is None else unconditional.flatten(0, 1),
-        )
+        speaker = self._speaker("image")
+        read = self._prompts([d.context for d in drawings], "image", sampling.scores_guided)
+        done = read.run(self.decoder)
+        hidden = causal.continuation_states(self.decoder, done, read.rows, speaker.embed, ids)
+        c, u = read.rows.split(hidden, torch.ones_like(ids, dtype=torch.bool))
+        noise = exponentials([d.seed for d in drawings], (ids.shape[1], len(table)), self.device).flatten(0, 1)
+        codes = relaxed_rows(speaker.head, c, ids.flatten(), sampling, temperature, noise, table, u)
         return codes.view(*ids.shape, -1)
 
     def _pixels(self, image: Image | Tokens) -> Tensor:
@@ -279,28 +239,17 @@ class Janus(Policy):
         contexts = [Context(pair) for pair in zip(images, texts, strict=True)]
         rows = [self._pieces(context, "text") for context in contexts]
         with self.autocast():
-            states = causal.run_prefixes(self.network.model.language_model, self._embed(rows), keep=False).states()
+            states = causal.run_prefixes(self.decoder, self._embed(rows), keep=False).states()
+        segments = [self.chat(context).rpartition(self.tokenizer.image_token)[2] for context in contexts]
+        own = [own_tokens(self.tokenizer, *pair) for pair in zip(segments, texts, strict=True)]
         starts = [self._size(row[0]) for row in rows]  # the image comes second, what is before it is the template's
-        own = [self._own_tokens(context, text) for context, text in zip(contexts, texts, strict=True)]
-        return [
-            (state[start : start + self.processor.num_image_tokens], state[-len(mask) :][mask])
-            for state, start, mask in zip(states, starts, own, strict=True)
-        ]
-
-    def _own_tokens(self, context: Context, text: str) -> Tensor:
-        """Which of the tokens after the context's image are the text's own, not the template's. bool"""
-        segment = self.chat(context).rpartition(self.tokenizer.image_token)[2]
-        return own_tokens(self.tokenizer, segment, text).to(self.device)
+        return own_states(states, starts, [self.processor.num_image_tokens] * len(rows), own)
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target]) -> list[Tokens]:
-        pictures = [t for t in targets if not isinstance(t, str | Tokens)]
-        drawn = iter(self._image_tokens(pictures) if pictures else ())
-        return [
-            t if isinstance(t, Tokens) else self._encode_text(t) if isinstance(t, str) else next(drawn) for t in targets
-        ]
+    def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
+        return encode_each(targets, self._encode_text, self._image_tokens)
 
     def _encode_text(self, text: str) -> Tokens:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
@@ -313,10 +262,7 @@ class Janus(Policy):
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        tokens = [tokens_of(action) for action in actions]
-        drawings = [action for action in tokens if action.modality == "image"]
-        pictures = (picture for pixels in self.paint(drawings) for picture in self._pictures(pixels))
-        return [next(pictures) if action.modality == "image" else self._text(action) for action in tokens]
+        return decode_each(list(map(tokens_of, actions)), self._text, self._pictures)
 
     def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
         ids = [tokens_of(drawing).ids for drawing in drawings]
@@ -326,14 +272,12 @@ class Janus(Policy):
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
 
-    def _pictures(self, pixels: Tensor) -> list[Image]:
-        images = list(pixels.float().cpu().numpy())
-        return self.processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
+    def _pictures(self, drawings: Sequence[Tokens]) -> list[Image]:
+        pixels = list(torch.cat(list(self.paint(drawings))).float().cpu().numpy())
+        return self.processor.postprocess(pixels, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def save(self, folder: Path) -> None:
-        from unison.policies.adapters import merged
-
-        network = merged(self)
+        network = self.merged()
         # part of the published format, for `generate(generation_mode="image")`; `transformers` 5 drops it at loading
         vars(network.generation_config)["generation_kwargs"] = {"boi_token_id": self.tokenizer.boi_token_id}
         network.save_pretrained(folder)

@@ -19,7 +19,7 @@ from transformers import (
 
 from unison.config import PolicyConfig
 from unison.hub import ASSETS
-from unison.policies.base import given
+from unison.policies.actions import given
 from unison.policies.janus import deepseek
 from unison.policies.janus.policy import Janus, load_processor
 from unison.policies.sizes import Shape, Shapes

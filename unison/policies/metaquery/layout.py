@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from unison.policies.base import is_reply
-from unison.types import Context, Latents, Part, Relaxed, Tokens
+from unison.policies.actions import is_reply
+from unison.types import Context, Hides, Latents, Noised, Part, Relaxed, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Picture: TypeAlias = "Image | Latents"
-Hides = Literal["nothing", "text", "source", "everything"]
+Picture: TypeAlias = "Image | Latents | Noised"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 CHAT_TEMPLATE = """

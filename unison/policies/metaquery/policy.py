@@ -2,18 +2,12 @@
 
 Text is written autoregressively by a Qwen2.5-VL. A drawing is a denoising path in latents (`sde.py`), under a context
 that the language model gives once per distinct prompt: its last states at the learnable queries, through the bridge
-(`metaquery_net.py`). A context with a picture or an earlier drawing is an edit of the last of them: the vision tower
+(`network.py`). A context with a picture or an earlier drawing is an edit of the last of them: the vision tower
 sees it, and its latent is added to the embedded noisy latents. Earlier drawings stay latents: they are a source as they
 are, and the vision tower sees their decoded pixels unrounded.
 
-Guidance of a drawing is u + w (c - u); that of an edit, with i seeing the source alone and u nothing at all,
-
-    u + s (i - u) + w (c - i),       w = `guidance`, s = `source_guidance`
-
-so a branch whose weight is 0 is not computed: i and c are enough at s = 1.
-
 Supervised, a picture is one noisy state of itself: `encode` draws noise, a level sigmoid(N(0, 1)) in the time shift of
-the scheduler, as SANA was trained, and what is hidden, and such a given drawing is scored by its flow-matching loss
+the scheduler, as SANA was trained, and what is hidden, and such a `Noised` drawing is scored by its flow-matching loss
 (`noising.py`). A drawing of the policy's own can be scored so too, at the levels of its schedule and with nothing
 hidden (`scoring.drawings` "noised").
 
@@ -23,10 +17,10 @@ Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,14 +28,17 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import PolicyConfig, ScoringConfig
-from unison.policies.base import Policy, Target, by_kind, distinct, given, own_tokens, sampled, tokens_of
+from unison.policies.actions import decode_each, encode_each, given
+from unison.policies.base import Policy, Target
 from unison.policies.decisions import noising, sde, selection
-from unison.policies.decisions.tokens import beside_divergence, uniforms
+from unison.policies.decisions.tokens import beside_divergence
 from unison.policies.decoding import causal, refill
+from unison.policies.decoding.prompts import embedded, own_states, own_tokens
+from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick
 from unison.policies.metaquery import diffusion
+from unison.policies.metaquery.guidance import Ask, Guided, Shares, branch_shares, edits, of_first
 from unison.policies.metaquery.layout import (
     Chat,
-    Hides,
     Picture,
     Piece,
     Run,
@@ -55,64 +52,12 @@ from unison.policies.metaquery.layout import (
     without,
 )
 from unison.policies.metaquery.network import MetaQueryNetwork, Parts, read_parts, write_parts
-from unison.types import Action, Context, Latents, Sampling, Selected, Tokens
+from unison.types import Action, Context, Hides, Latents, Noised, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
-DROPPED = 0.05  # share of given drawings without their text, and without their source, and without both
-Shares: TypeAlias = list[tuple[Hides, float]]
-"""Branches of guidance, each by what it hides, with its share of the velocity."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a branch of guidance may know of a row."""
-
-    context: Context
-    hides: Hides
-
-    @classmethod
-    def of(cls, context: Context, hides: Hides) -> Ask:
-        """An unconditional context hides everything itself."""
-        return cls(context, "everything" if context.unconditional else hides)
-
-    @property
-    def key(self) -> tuple[int, Hides]:
-        """Equal where the prompt is: siblings share one context, and all without one share one."""
-        return 0 if self.hides == "everything" else id(self.context), self.hides
-
-    @property
-    def sees_source(self) -> bool:
-        return self.hides in ("nothing", "text")
-
-
-@dataclass(frozen=True)
-class Guided:
-    """The velocity of B rows after guidance, in one pass of the diffusion transformer for all branches."""
-
-    transformer: Any
-    shares: Tensor  # [branches]
-    context: Tensor  # [K, Q, W] what the language model understood
-    pooled: Tensor | None  # [K, P]
-    context_of: Tensor  # [branches, B]
-    source: Tensor | None  # [M, positions, E] what edits add to embedded latents, the last of nothing
-    source_of: Tensor  # [branches, B]
-
-    def __call__(self, x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-        """States [n, C, h, w], their sigmas [n] and the rows that they belong to [n] -> [n, C, h, w] float32"""
-        count = len(self.shares)
-        which, source = self.context_of[:, rows].flatten(), self.source_of[:, rows].flatten()
-        v = diffusion.velocity(
-            self.transformer,
-            x.repeat(count, 1, 1, 1),
-            sigma.repeat(count),
-            self.context[which],
-            None if self.pooled is None else self.pooled[which],
-            None if self.source is None else self.source[source],
-        )
-        return (self.shares.view(-1, 1, 1, 1, 1) * v.unflatten(0, (count, -1))).sum(0)
 
 
 class MetaQuery(Policy):
@@ -168,46 +113,30 @@ class MetaQuery(Policy):
 
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
-        stop = self.tokenizer.eos_token_id
         with self.autocast(sampling=True):
-            prefixes, places, rows = self._questions(contexts)
-            u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = refill.sample(
-                self.decoder,
-                prefixes,
-                rows,
-                *self._words,
-                sampling,
-                u,
-                stop,
-                positions=places,
-                decoding=causal.Decoding.of(self.config),
-            )
-        return [sampled("text", i, p, stop, sampling) for i, p in zip(ids, logp, strict=True)]
+            asked, way = self._questions(contexts), causal.Decoding.of(self.config)
+            length, stop = sampling.max_tokens, self.tokenizer.eos_token_id
+            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop, way)
 
     def _score_replies(
-        self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling
+        self, contexts: Sequence[Context], replies: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
         with self.autocast():
-            prefixes, places, rows = self._questions(contexts)
-            ids = [action.ids for action in actions]
-            way = causal.Scoring.of(self.config)
-            return causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, positions=places, scoring=way
-            )
+            ids, way = [reply.ids for reply in replies], causal.Scoring.of(self.config)
+            return causal.score(self._speaker, self._questions(contexts), sampling, ids, way)
 
-    def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
-        """Embeddings [S, D] and positions [3, S] of every distinct context, and which each row continues."""
+    def _questions(self, contexts: Sequence[Context]) -> causal.Prompts:
+        """Every distinct context, and which each row continues."""
         if any(context.unconditional for context in contexts):
             raise ValueError("an unconditional context is for drawing: a reply has no unconditional prompt")
         different, rows = distinct(contexts)
         runs = self._see([self.chat.pieces(context.parts) for context in different])
         prefix_of = causal.Rows(torch.tensor(rows, device=self.device), None)
-        return self._embed(runs), [positions(row) for row in runs], prefix_of
+        return causal.Prompts(self._embed(runs), prefix_of, positions=[positions(row) for row in runs])
 
     @property
-    def _words(self) -> tuple[Any, Any]:
-        return self.network.qwen.get_input_embeddings(), self.network.qwen.lm_head
+    def _speaker(self) -> causal.Speaker:
+        return causal.Speaker(self.decoder, self.network.qwen.get_input_embeddings(), self.network.qwen.lm_head)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -220,19 +149,20 @@ class MetaQuery(Policy):
         return [[piece if isinstance(piece, list) else seen[id(piece)] for piece in row] for row in rows]
 
     def _look(self, picture: Picture, side: int) -> Seen:
-        if not isinstance(picture, Latents):
+        if not isinstance(picture, Latents | Noised):
             return see_picture(square(picture, side) if side else picture, self.image_processor)
         pixels = (self._pixels(picture.path[-1:])[0] / 2 + 0.5).clamp(0, 1)
         return see_pixels(resized(pixels, (side, side)) if side else pixels, self.image_processor)
 
     def _embed(self, rows: Sequence[Sequence[Run]]) -> list[Tensor]:
         """Embeddings of every row, all ids in one look-up and all distinct images in one pass. each [S, D]"""
-        runs = [run for row in rows for run in row if isinstance(run, list)]
-        flat = torch.tensor([i for run in runs for i in run], device=self.device)
-        words = iter(self.network.qwen.get_input_embeddings()(flat).split([len(run) for run in runs]))
-        images = {id(run): run for row in rows for run in row if isinstance(run, Seen)}
-        pictures = dict(zip(images, self._features(list(images.values())) if images else (), strict=True))
-        return [torch.cat([next(words) if isinstance(run, list) else pictures[id(run)] for run in row]) for row in rows]
+
+        def see(images: list[Seen]) -> list[Tensor]:
+            different = {id(image): image for image in images}
+            found = dict(zip(different, self._features(list(different.values())), strict=True))
+            return [found[id(image)] for image in images]
+
+        return embedded(rows, self._speaker.embed, see, self.device)
 
     def _features(self, images: Sequence[Seen]) -> tuple[Tensor, ...]:
         """What the vision tower makes of images. each [tokens, D]"""
@@ -249,33 +179,27 @@ class MetaQuery(Policy):
             places = [positions(row) for row in rows]
             states = causal.run_prefixes(self.decoder, self._embed(rows), keep=False, positions=places).states()
         starts = [len(row[0]) for row in rows]  # the image comes second, what is before it is the template's
-        own = [self._own_tokens(row, text) for row, text in zip(rows, texts, strict=True)]
-        return [
-            (state[start : start + len(row[1])], state[-len(mask) :][mask])
-            for state, row, start, mask in zip(states, rows, starts, own, strict=True)
-        ]
-
-    def _own_tokens(self, row: Sequence[Run], text: str) -> Tensor:
-        """Which of the tokens after the image are the text's own, not the template's. bool"""
-        segment = self.tokenizer.decode(row[-1], clean_up_tokenization_spaces=False)
-        return own_tokens(self.tokenizer, segment, text).to(self.device)
+        segments = [self.tokenizer.decode(row[-1], clean_up_tokenization_spaces=False) for row in rows]
+        own = [own_tokens(self.tokenizer, *pair) for pair in zip(segments, texts, strict=True)]
+        return own_states(states, starts, [len(row[1]) for row in rows], own)
 
     # -- drawing -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
         schedule = sde.sigmas(sampling.steps, sampling.shift)
-        drawn: dict[int, Action] = {}
-        for edit, rows in _by_edit(contexts, range(len(contexts))):
-            own, theirs = [seeds[row] for row in rows], [contexts[row] for row in rows]
+
+        def draw(edit: bool, rows: list[int]) -> list[Latents]:
+            own, theirs = pick(rows, seeds), pick(rows, contexts)
             with self.autocast(sampling=True):
                 velocity = self._guided(theirs, sampling, edit)
-                starts = _of_first(theirs, own) if sampling.shared_start else own
+                starts = of_first(theirs, own) if sampling.shared_start else own
                 x = sde.start(starts, self.network.latent_shape, self.device)
-                drawn |= dict(zip(rows, sde.sample(velocity, x, schedule, sampling, own), strict=True))
-        actions = [drawn[row] for row in range(len(contexts))]
+                return sde.sample(velocity, x, schedule, sampling, own)
+
+        actions = in_kinds(list(map(edits, contexts)), draw)
         if not sampling.score_conditional:
-            return actions
+            return list(actions)
         return [replace(a, logp=p.cpu()) for a, p in zip(actions, self(contexts, actions), strict=True)]
 
     def _guided(self, contexts: Sequence[Context], sampling: Sampling, edit: bool, scored: bool = False) -> Guided:
@@ -322,11 +246,11 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def _source_latents(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
         """Latents of sources, and noise that depends on the source alone, so that replay sees the same. [M, C, h, w]"""
-        squares = [p if isinstance(p, Latents) else square(p, self.network.pixels) for p in pictures]
-        encoded = iter(self._latents([s for s in squares if not isinstance(s, Latents)]))
-        latents = [s.path[-1].to(self.device) if isinstance(s, Latents) else next(encoded) for s in squares]
-        content = [s.path[-1].numpy().tobytes() if isinstance(s, Latents) else s.tobytes() for s in squares]
-        noise = sde.start([zlib.crc32(c) for c in content], self.network.latent_shape, self.device)
+        squares = [square(p, self.network.pixels) for p in pictures if not isinstance(p, Latents | Noised)]
+        encoded, seen = iter(self._latents(squares)), iter(squares)
+        latents = [p.path[-1].to(self.device) if isinstance(p, Latents | Noised) else next(encoded) for p in pictures]
+        content = [p.path[-1].numpy() if isinstance(p, Latents | Noised) else next(seen) for p in pictures]
+        noise = sde.start([zlib.crc32(c.tobytes()) for c in content], self.network.latent_shape, self.device)
         return torch.stack(latents), noise
 
     # -- scoring -------------------------------------------------------------------------------------------------
@@ -336,95 +260,89 @@ class MetaQuery(Policy):
     ) -> list[Tensor]:
         """Log-probability [L] of every decision of every action, differentiable; with `anchors`, the divergence from
         the reference below [2, L]. For a given drawing minus its flow-matching loss at each of its states."""
-        scores: dict[int, Tensor] = {}
-        for (modality, sampling), rows in by_kind(actions).items():
+
+        def score(kind: Kind, some: list[Context], own: list[Any], rows: list[int]) -> list[Tensor]:
+            theirs, (form, modality, sampling) = anchors and pick(rows, anchors), kind
             if modality == "text":
-                found = self._score_replies(_of(rows, contexts), [tokens_of(a) for a in _of(rows, actions)], sampling)
-                scores |= dict(zip(rows, beside_divergence(found, anchors and _of(rows, anchors)), strict=True))
-        for rows, velocity, paths in self._paths(contexts, actions):
+                return beside_divergence(self._score_replies(some, own, sampling), theirs)
+            score = noising.score if form is Noised else sde.score
             with self.autocast():
-                found = sde.score(
-                    velocity, paths, anchors and _of(rows, anchors), self.config.states_per_pass, self.device
-                )
-            scores |= dict(zip(rows, found, strict=True))
-        for rows, velocity, drawings in self._given(contexts, actions):
-            with self.autocast():
-                found = noising.score(
-                    velocity, drawings, anchors and _of(rows, anchors), self.config.states_per_pass, self.device
-                )
-            scores |= dict(zip(rows, found, strict=True))
-        return [scores[row] for row in range(len(actions))]
+                return score(self._velocity(some, own), own, theirs, self.config.states_per_pass, self.device)
+
+        return self._each_kind(contexts, actions, score)
 
     @torch.no_grad()
     def anchors(self, contexts: Sequence[Context], actions: Sequence[Action]) -> list[Tensor]:
         """The means of a sampled drawing's transitions, or the velocities at a given one's states, [T, C, h, w];
         log-probabilities [L] of other actions."""
-        found: dict[int, Tensor] = {}
-        for rows, velocity, paths in self._paths(contexts, actions):
-            with self.autocast():
-                means = sde.means(velocity, paths, self.config.states_per_pass, self.device)
-            found |= dict(zip(rows, means, strict=True))
-        for rows, velocity, drawings in self._given(contexts, actions):
-            with self.autocast():
-                velocities = noising.velocities(velocity, drawings, self.config.states_per_pass, self.device)
-            found |= dict(zip(rows, velocities, strict=True))
-        others = [row for row in range(len(actions)) if row not in found]
-        found |= dict(zip(others, self(_of(others, contexts), _of(others, actions)), strict=True))
-        return [found[row] for row in range(len(actions))]
 
-    def _paths(
-        self, contexts: Sequence[Context], actions: Sequence[Action]
-    ) -> Iterator[tuple[list[int], Guided, list[Latents]]]:
-        """Sampled drawings of one kind each time: their rows, their velocity and themselves."""
-        for (modality, sampling), rows in by_kind(actions).items():
-            if modality == "image" and sampling.steps:
-                for edit, own in _by_edit(contexts, rows):
-                    with self.autocast():
-                        velocity = self._guided(_of(own, contexts), sampling, edit, scored=True)
-                    yield own, velocity, [latents_of(a) for a in _of(own, actions)]
-
-    def _given(
-        self, contexts: Sequence[Context], actions: Sequence[Action]
-    ) -> Iterator[tuple[list[int], Guided, list[Latents]]]:
-        """Given drawings, edits or not: their rows, their velocity under what each hides, and themselves."""
-        drawings = {row: a for row, a in enumerate(actions) if isinstance(a, Latents) and not a.sampling.steps}
-        for edit, own in _by_edit(contexts, drawings):
-            asked = [Ask.of(contexts[row], _hidden_from(drawings[row].sampling)) for row in own]
+        def measure(kind: Kind, some: list[Context], own: list[Any], rows: list[int]) -> list[Tensor]:
+            form, modality, sampling = kind
+            if modality == "text":
+                return self._score_replies(some, own, sampling)
+            of_states = noising.velocities if form is Noised else sde.means
             with self.autocast():
-                velocity = self._conditioned([asked], [1.0], edit)
-            yield own, velocity, [drawings[row] for row in own]
+                return of_states(self._velocity(some, own), own, self.config.states_per_pass, self.device)
+
+        return self._each_kind(contexts, actions, measure)
+
+    def _each_kind(
+        self,
+        contexts: Sequence[Context],
+        actions: Sequence[Action],
+        of_kind: Callable[[Kind, list[Context], list[Any], list[int]], list[Tensor]],
+    ) -> list[Tensor]:
+        """What `of_kind` gives of a kind, its contexts, its actions and their rows: replies first, edits apart."""
+        kinds = [
+            (kind_of(checked(action)), action.modality == "image" and edits(context))
+            for context, action in zip(contexts, actions, strict=True)
+        ]
+        return in_kinds(
+            kinds,
+            lambda kind, rows: of_kind(kind[0], pick(rows, contexts), pick(rows, actions), rows),
+            order=lambda kind: kind[0][1] == "image",
+        )
+
+    def _velocity(self, contexts: Sequence[Context], drawings: Sequence[Latents | Noised]) -> Guided:
+        """What drawings of one kind are scored by; given ones as far as they hide nothing."""
+        edit = edits(contexts[0])
+        if not isinstance(drawings[0], Noised):
+            return self._guided(contexts, drawings[0].sampling, edit, scored=True)
+        hides: list[Hides] = [drawing.hides for drawing in drawings if isinstance(drawing, Noised)]
+        asked = [Ask.of(*pair) for pair in zip(contexts, hides, strict=True)]
+        return self._conditioned([asked], [1.0], edit)
 
     def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
         whole = super().select(actions, scoring, seed)
         if scoring.drawings == "noised":
             whole = noising.noised_alike(whole, seed)
-        return [_select_steps(s, scoring.rounds, seed) if isinstance(s.action, Latents) else s for s in whole]
+        return [s if isinstance(s.action, Tokens) else selection.of_some_steps(s, scoring.rounds, seed) for s in whole]
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target | Latents]) -> list[Action]:
+    def encode(self, targets: Sequence[Target]) -> list[Action]:
         """The actions that stand for the targets. For a picture this is one noisy state, with the noise, its level and
         what is hidden of the context drawn from torch's global generator, so that every epoch is another."""
-        pictures = [square(t, self.network.pixels) for t in targets if not isinstance(t, str | Tokens | Latents)]
-        shift = self.network.scheduler.config.shift
-        noised = iter([_noised(latent, shift) for latent in self._latents(pictures)])
-        return [
-            t if isinstance(t, Tokens | Latents) else self._encode_text(t) if isinstance(t, str) else next(noised)
-            for t in targets
-        ]
+        return encode_each(targets, self._encode_text, self._noise_pictures)
+
+    def _noise_pictures(self, pictures: Sequence[Image]) -> list[Noised]:
+        latents = self._latents([square(picture, self.network.pixels) for picture in pictures])
+        return [noising.noised_once(latent, self.network.scheduler.config.shift) for latent in latents]
 
     def _encode_text(self, text: str) -> Tokens:
         return given("text", torch.tensor([*self.chat.ids(text), self.tokenizer.eos_token_id]))
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        pixels = (p for part in self.paint([a for a in actions if isinstance(a, Latents)]) for p in part)
-        return [_to_image(next(pixels)) if isinstance(action, Latents) else self._text(action) for action in actions]
+        return decode_each(actions, self._text, self._pictures)
+
+    def _pictures(self, drawings: Sequence[Latents | Noised]) -> list[Image]:
+        return [_to_image(pixels) for part in self.paint(drawings) for pixels in part]
 
     def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
-        for part in self._chunks(drawings):
-            yield self._pixels(torch.stack([latents_of(drawing).path[-1] for drawing in part]))
+        for part in self._chunks([drawing.path[-1] for drawing in drawings if not isinstance(drawing, Tokens)]):
+            yield self._pixels(torch.stack(list(part)))
 
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
@@ -451,87 +369,18 @@ class MetaQuery(Policy):
         return [things[i : i + size] for i in range(0, len(things), size)]
 
     def save(self, folder: Path) -> None:
-        from unison.policies.adapters import merged
-
-        write_parts(Parts(merged(self), self.tokenizer, self.image_processor), folder)
+        write_parts(Parts(self.merged(), self.tokenizer, self.image_processor), folder)
 
 
-# -- guidance --------------------------------------------------------------------------------------------------------
-
-
-def branch_shares(sampling: Sampling, edit: bool) -> Shares:
-    """The branches of guidance with their shares, which add up to 1; none of a branch without a share.
-
-    At `source_guidance` 1 an edit needs no unconditional branch.
-    """
-    w, s = sampling.guidance, sampling.source_guidance
-    edits: Shares = [("nothing", w), ("text", s - w), ("everything", 1 - s)]
-    draws: Shares = [("nothing", w), ("everything", 1 - w)]
-    return [(hides, share) for hides, share in (edits if edit else draws) if share]
-
-
-def _by_edit(contexts: Sequence[Context], rows: Iterable[int]) -> list[tuple[bool, list[int]]]:
-    """The rows that are edits, and those that are not, as far as there are any."""
-    kinds: dict[bool, list[int]] = {}
-    for row in rows:
-        kinds.setdefault(source_of(contexts[row]) is not None, []).append(row)
-    return list(kinds.items())
-
-
-# -- given drawings --------------------------------------------------------------------------------------------------
-
-
-def _noised(latent: Tensor, shift: float) -> Latents:
-    """A latent as a given drawing: `path` is noise and the latent, `sigmas` the level at which it is to be learned and
-    0; steps = 0 says that it was not sampled, and guidance scales of 0 what is hidden."""
-    sigma = sde.shifted(torch.sigmoid(torch.randn(())), shift)
-    hides = min(int(torch.rand(()) / DROPPED), 3)
-    text, source = ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1.0, 1.0))[hides]
-    return Latents(
-        path=torch.stack([torch.randn(latent.shape), latent.cpu()]),
-        sigmas=torch.stack([sigma, torch.zeros(())]),
-        logp=torch.zeros(1),
-        mask=torch.ones(1, dtype=torch.bool),
-        sampling=Sampling(steps=0, guidance=text, source_guidance=source),
-    )
-
-
-def _hidden_from(sampling: Sampling) -> Hides:
-    """What a given drawing's sampling hides of its context."""
-    if sampling.guidance:
-        return "nothing" if sampling.source_guidance else "source"
-    return "text" if sampling.source_guidance else "everything"
-
-
-def _of_first(contexts: Sequence[Context], seeds: Sequence[int]) -> list[int]:
-    """The seed of the first row that has the same context, for every row."""
-    first: dict[int, int] = {}
-    return [first.setdefault(id(context), seed) for context, seed in zip(contexts, seeds, strict=True)]
-
-
-# -- small helps -----------------------------------------------------------------------------------------------------
-
-
-def _select_steps(whole: Selected, steps: int, seed: int) -> Selected:
-    path = latents_of(whole.action)
-    return selection.of_some_rounds(
-        whole, torch.arange(len(path)), path.path[0], steps, seed
-    )  # noise, which no rounding reaches
-
-
-def latents_of(action: Action) -> Latents:
-    """The action, which must be a denoising path.
+def checked(action: Action) -> Action:
+    """The action, if it is one of this family.
 
     Raises:
-        ValueError: it is not.
+        ValueError: a drawing that is not in latents.
     """
-    if not isinstance(action, Latents):
+    if isinstance(action, Tokens) and action.modality == "image":
         raise ValueError("the metaquery family draws in latents, not in tokens")
     return action
-
-
-def _of(rows: Sequence[int], things: Sequence[T]) -> list[T]:
-    return [things[row] for row in rows]
 
 
 def _to_image(pixels: Tensor) -> Image:

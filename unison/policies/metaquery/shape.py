@@ -19,7 +19,7 @@ from unison.policies.metaquery import diffusion
 from unison.policies.metaquery.network import MetaQueryConfig, MetaQueryNetwork, read_config, read_processors
 from unison.policies.metaquery.policy import MetaQuery
 from unison.policies.sizes import Shape, Shapes
-from unison.types import Latents, Sampling
+from unison.types import Latents, Noised, Sampling
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,13 @@ def _part(raw: dict[str, Any], known: Any) -> Any:
     return getattr(diffusers, kind).from_config(raw)
 
 
-def _drawing(shape: tuple[int, int, int], sampling: Sampling | None) -> Latents:
+def _drawing(shape: tuple[int, int, int], sampling: Sampling | None) -> Latents | Noised:
     """A given one is a single state of itself under its whole context."""
     if sampling is None:
-        levels = torch.tensor([0.5, 0.0])
-        mask, sampling = torch.ones(1, dtype=torch.bool), Sampling(steps=0)
-    else:
-        levels = sde.sigmas(sampling.steps, sampling.shift)
-        mask = sde.trained_steps(levels, sampling)
+        levels, one = torch.tensor([0.5, 0.0]), torch.ones(1, dtype=torch.bool)
+        return Noised(torch.zeros(len(levels), *shape), levels, torch.zeros(1), one)
+    levels = sde.sigmas(sampling.steps, sampling.shift)
+    mask = sde.trained_steps(levels, sampling)
     return Latents(torch.zeros(len(levels), *shape), levels, torch.zeros(len(mask)), mask, sampling)
 
 

@@ -33,25 +33,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from unison.config import PolicyConfig, ScoringConfig
 from unison.hub import fetch, read
-from unison.policies.base import (
-    Policy,
-    Target,
-    by_kind,
-    distinct,
-    given,
-    is_reply,
-    own_tokens,
-    relax_alike,
-    sampled,
-    tokens_of,
-)
+from unison.policies.actions import decode_each, encode_each, given, is_reply, tokens_of
+from unison.policies.base import Policy, Target
 from unison.policies.decisions import selection
-from unison.policies.decisions.tokens import beside_divergence, exponentials, uniforms
+from unison.policies.decisions.tokens import beside_divergence, exponentials
 from unison.policies.decoding import causal, masked, refill
+from unison.policies.decoding.prompts import embedded, own_states, own_tokens
+from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick, relax_alike
 from unison.policies.showo import magvit
 from unison.policies.showo.layout import SYSTEM_PROMPT, Layout
 from unison.policies.showo.network import ShowONetwork, read_network, write_network
-from unison.types import Action, Context, Latents, Relaxed, Sampling, Selected, Tokens
+from unison.types import Action, Context, Latents, Noised, Relaxed, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,38 +112,23 @@ class ShowO(Policy):
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         with self.autocast(sampling=True):
-            prefixes, seen, rows = self._questions(contexts)
-            u = uniforms(seeds, sampling.max_tokens, self.device)
-            ids, logp = refill.sample(
-                self.decoder,
-                prefixes,
-                rows,
-                *self._words,
-                sampling,
-                u,
-                self.layout.eot,
-                open_to_all=seen,
-                decoding=causal.Decoding.of(self.config),
-            )
-        return [sampled("text", i, p, self.layout.eot, sampling) for i, p in zip(ids, logp, strict=True)]
+            asked, way = self._questions(contexts), causal.Decoding.of(self.config)
+            length, stop = sampling.max_tokens, self.layout.eot
+            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop, way)
 
     def _score_replies(
-        self, contexts: Sequence[Context], actions: Sequence[Tokens], sampling: Sampling
+        self, contexts: Sequence[Context], replies: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
         with self.autocast():
-            prefixes, seen, rows = self._questions(contexts)
-            ids = [action.ids for action in actions]
-            way = causal.Scoring.of(self.config)
-            return causal.score(
-                self.decoder, prefixes, rows, *self._words, sampling, ids, open_to_all=seen, scoring=way
-            )
+            ids, way = [reply.ids for reply in replies], causal.Scoring.of(self.config)
+            return causal.score(self._speaker, self._questions(contexts), sampling, ids, way)
 
-    def _questions(self, contexts: Sequence[Context]) -> tuple[list[Tensor], list[Tensor], causal.Rows]:
-        """Embeddings [S, D] of every distinct question, whom everyone sees in it [S], and which each row continues."""
+    def _questions(self, contexts: Sequence[Context]) -> causal.Prompts:
+        """Every distinct question, whom everyone sees in it, and which each row continues."""
         different, rows = distinct(contexts)
         pieces = [self._pieces(context) for context in different]
-        seen = [self._seen(row) for row in pieces]
-        return self._embed(pieces), seen, causal.Rows(torch.tensor(rows, device=self.device), None)
+        prefix_of = causal.Rows(torch.tensor(rows, device=self.device), None)
+        return causal.Prompts(self._embed(pieces), prefix_of, [self._seen(row) for row in pieces])
 
     def _pieces(self, context: Context) -> list[Piece]:
         if context.unconditional:
@@ -184,12 +161,8 @@ class ShowO(Policy):
 
     def _embed(self, rows: Sequence[Sequence[Piece]]) -> list[Tensor]:
         """Embeddings of every row, all ids in one look-up and all images in one pass. each [S, D]"""
-        runs = [p.content for row in rows for p in row if isinstance(p.content, list)]
-        images = [p.content for row in rows for p in row if not isinstance(p.content, list)]
-        flat = torch.tensor([i for run in runs for i in run], device=self.device)
-        words = iter(self.embed_ids(flat).split([len(run) for run in runs]))
-        pictures = iter(self._read(images) if images else ())
-        return [torch.cat([next(words if isinstance(p.content, list) else pictures) for p in row]) for row in rows]
+        contents = [[piece.content for piece in row] for row in rows]
+        return embedded(contents, self.embed_ids, self._read, self.device)
 
     def _read(self, images: Sequence[Picture]) -> Tensor:
         """Images as the decoder reads them. [I, tokens, D]"""
@@ -234,17 +207,10 @@ class ShowO(Policy):
         codes = torch.stack([d.action.ids for d in drawings]).to(self.device)
         hidden = [masked.masked_once_more(d.action.order, d.seed) for d in drawings]
         reader, rows = self._prompts([d.context for d in drawings], sampling.scores_guided)
+        noise = exponentials([d.seed for d in drawings], (codes.shape[1], len(table)), self.device)
+        table = table.detach()  # what is read has the table's own gradient
         return masked.relax(
-            reader,
-            self.network.image_head,
-            rows,
-            codes,
-            torch.stack(hidden).to(self.device),
-            sampling,
-            temperature,
-            exponentials([d.seed for d in drawings], (codes.shape[1], len(table)), self.device),
-            table.detach(),  # what is read has the table's own gradient
-            self.layout.codes,
+            reader, rows, codes, torch.stack(hidden).to(self.device), sampling, temperature, noise, table
         )
 
     @property
@@ -259,12 +225,12 @@ class ShowO(Policy):
 
     @torch.no_grad()
     def draw(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Action]:
-        codes, size = self.layout.codes, (len(contexts), self.layout.image_tokens)
+        size = (len(contexts), self.layout.image_tokens)
         with self.autocast(sampling=True):
             reader, rows = self._prompts(contexts, guided=sampling.guidance != 1)
             chance = masked.RowChance(seeds, sampling.rounds, size[1], self.device)
-            canvas = torch.full(size, codes, device=self.device)
-            drawn = masked.sample(reader, self.network.image_head, rows, canvas, sampling, chance, codes)
+            canvas = torch.full(size, reader.mask, device=self.device)
+            drawn = masked.sample(reader, rows, canvas, sampling, chance)
         return [
             Tokens("image", ids, order, logp, torch.ones(size[1], dtype=torch.bool), sampling)
             for ids, order, logp in zip(*(x.cpu() for x in drawn), strict=True)
@@ -277,8 +243,7 @@ class ShowO(Policy):
         ids, order, wanted = (torch.stack(column).to(self.device) for column in columns)
         with self.autocast():
             reader, rows = self._prompts(contexts, sampling.scores_guided)
-            logp = masked.score(reader, self.network.image_head, rows, ids, order, wanted, sampling, self.layout.codes)
-        return list(logp)
+            return list(masked.score(reader, rows, ids, order, wanted, sampling))
 
     def _prompts(self, contexts: Sequence[Context], guided: bool) -> tuple[masked.Reader, causal.Rows]:
         """What reads the canvases of every row: distinct prompts, one unconditional prompt for all, computed once."""
@@ -290,7 +255,7 @@ class ShowO(Policy):
         start = self.layout.text_tokens + 1
         embeds = [self.embed_ids(torch.tensor(prompt, device=self.device)) for prompt in prompts]
         done = causal.run_prefixes(self.decoder, embeds, end=start)
-        reader = masked.Reader(self.decoder, done, self._frame, start)
+        reader = masked.Reader(self.decoder, done, self._frame, start, self.network.image_head, mask=self.layout.codes)
         return reader, causal.Rows(torch.tensor(rows, device=self.device), unconditional)
 
     def _prompt_ids(self, context: Context) -> list[int]:
@@ -312,16 +277,17 @@ class ShowO(Policy):
     ) -> list[Tensor]:
         """Log-probability [L] of every decision of every action, differentiable; 0 for decisions of a drawing that its
         mask leaves out, whose rounds cost nothing."""
-        logps: dict[int, Tensor] = {}
-        for (modality, sampling), rows in by_kind(actions).items():
-            score = self._score_replies if modality == "text" else self._score_drawings
-            scored = score([contexts[row] for row in rows], [tokens_of(actions[row]) for row in rows], sampling)
-            logps |= dict(zip(rows, scored, strict=True))
-        return beside_divergence([logps[row] for row in range(len(actions))], anchors)
+
+        def score(kind: Kind, rows: list[int]) -> list[Tensor]:
+            _, modality, sampling = kind
+            of_modality = self._score_replies if modality == "text" else self._score_drawings
+            return of_modality(pick(rows, contexts), list(map(tokens_of, pick(rows, actions))), sampling)
+
+        return beside_divergence(in_kinds(list(map(kind_of, actions)), score), anchors)
 
     def select(self, actions: Sequence[Action], scoring: ScoringConfig, seed: int) -> list[Selected]:
         whole = super().select(actions, scoring, seed)
-        return [_thin_drawing(s, scoring, seed) if s.action.modality == "image" else s for s in whole]
+        return [_select_decisions(s, scoring, seed) if s.action.modality == "image" else s for s in whole]
 
     @torch.no_grad()
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
@@ -329,30 +295,24 @@ class ShowO(Policy):
         with self.autocast():
             seen = [self._seen(row) for row in rows]
             states = causal.run_prefixes(self.decoder, self._embed(rows), seen, keep=False).states()
-        start = len(cast("list[int]", rows[0][0].content))  # of the image, in every row
-        own = [own_tokens(self.tokenizer, question(text), text).to(self.device) for text in texts]
-        return [
-            (state[start : start + self._image_length], state[-len(mask) :][mask])
-            for state, mask in zip(states, own, strict=True)
-        ]
+        starts = [len(cast("list[int]", row[0].content)) for row in rows]  # of the image
+        own = [own_tokens(self.tokenizer, question(text), text) for text in texts]
+        return own_states(states, starts, [self._image_length] * len(rows), own)
 
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target]) -> list[Tokens]:
+    def encode(self, targets: Sequence[Target]) -> list[Action]:
         """The actions that would have produced the targets. For a picture this is one random masking, as in
         pretraining: its mask holds the positions to predict, the others are given. It is drawn from torch's global
         generator, so that every epoch masks anew."""
-        pictures = [t for t in targets if not isinstance(t, str | Tokens)]
-        drawn = iter(self._masked_codes(self._codes(pictures).cpu()) if pictures else ())
-        return [
-            t if isinstance(t, Tokens) else self._encode_text(t) if isinstance(t, str) else next(drawn) for t in targets
-        ]
+        return encode_each(targets, self._encode_text, self._masked_codes)
 
     def _encode_text(self, text: str) -> Tokens:
         return given("text", torch.tensor([*self._ids(text), self.layout.eot]))
 
-    def _masked_codes(self, codes: Tensor) -> list[Tokens]:
+    def _masked_codes(self, pictures: Sequence[Image]) -> list[Tokens]:
+        codes = self._codes(pictures).cpu()
         wanted = masked.random_masking(torch.rand(len(codes)), torch.rand(codes.shape))
         order = torch.where(wanted, 0, selection.GIVEN)
         zeros = torch.zeros(codes.shape[1])
@@ -372,10 +332,10 @@ class ShowO(Policy):
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
-        found = [tokens_of(action) for action in actions]
-        drawings = [action for action in found if action.modality == "image"]
-        pictures = (magvit.to_image(pixels) for part in self.paint(drawings) for pixels in part)
-        return [next(pictures) if action.modality == "image" else self._text(action) for action in found]
+        return decode_each(list(map(tokens_of, actions)), self._text, self._pictures)
+
+    def _pictures(self, drawings: Sequence[Tokens]) -> list[Image]:
+        return [magvit.to_image(pixels) for part in self.paint(drawings) for pixels in part]
 
     def _text(self, action: Tokens) -> str:
         words = action.ids[action.ids < self.layout.words]
@@ -387,9 +347,7 @@ class ShowO(Policy):
             yield self.network.image_tokenizer.decode(torch.stack(ids[start : start + 64]).to(self.device))
 
     def save(self, folder: Path) -> None:
-        from unison.policies.adapters import merged
-
-        write_network(merged(self), folder)
+        write_network(self.merged(), folder)
         self.tokenizer.save_pretrained(folder)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -405,8 +363,8 @@ class ShowO(Policy):
         return self.network.showo.model.embed_tokens
 
     @property
-    def _words(self) -> tuple[Any, Any]:
-        return self.embed_ids, self.network.showo.lm_head
+    def _speaker(self) -> causal.Speaker:
+        return causal.Speaker(self.decoder, self.embed_ids, self.network.showo.lm_head)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -415,7 +373,7 @@ class ShowO(Policy):
         return [i for i in reply.ids.tolist() if i != self.layout.eot]
 
 
-def _thin_drawing(whole: Selected, scoring: ScoringConfig, seed: int) -> Selected:
+def _select_decisions(whole: Selected, scoring: ScoringConfig, seed: int) -> Selected:
     drawing = tokens_of(whole.action)
     if scoring.drawings == "rounds":
         return selection.of_some_rounds(whole, drawing.order, drawing.ids, scoring.rounds, seed)
@@ -431,7 +389,7 @@ def images_of(context: Context) -> list[Picture]:
         ValueError: a part that is of another family.
     """
     images = [part for part in context.parts if not isinstance(part, str) and not is_reply(part)]
-    return [tokens_of(part) if isinstance(part, Latents) else cast(Picture, part) for part in images]
+    return [tokens_of(part) if isinstance(part, Latents | Noised) else cast(Picture, part) for part in images]
 
 
 def drawing_of(image: Picture) -> Tokens | None:
