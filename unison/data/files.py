@@ -29,7 +29,7 @@ def open_rows(source: str, split: Split, streaming: bool) -> tuple[Any, str | Pa
     if path.exists():
         files = _files(path, split)
         return _load_files(files, streaming), files[0].parent if path.is_dir() else path
-    if is_hub_id(source):
+    if is_hub_id(source) or source.isidentifier():  # some of the hub's first data sets have no owner
         return _load_hub(source, split, streaming), source
     raise ValueError(
         f"data.{split} = {source!r}: there is no such file or folder (looked for {path.absolute()}); other sources are "
