@@ -7,35 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from unison.config import JoinConfig, PolicyConfig, ServeConfig
 
-Flat = tyro.conf.arg(name="")
+Flat = arg(name="")
+Checkpoint = Positional[Annotated[str, arg(help="Checkpoint folder, hub id or assets/<name>.")]]
 
 
 def draw(
-    checkpoint: Positional[str],
-    prompt: Positional[str],
-    count: int = 8,
-    guidance: float = 2.0,
-    temperature: float = 1.0,
-    seed: int = 0,
-    zoom: int = 4,
-    out: Path = Path("drawing.png"),
+    checkpoint: Checkpoint,
+    prompt: Positional[Annotated[str, arg(help="What to draw.")]],
+    count: Annotated[int, arg(help="Drawings.")] = 8,
+    guidance: Annotated[float, arg(help="Guidance scale (the Janus-Pro authors use 5).")] = 2.0,
+    temperature: Annotated[float, arg(help="Sampling temperature.")] = 1.0,
+    seed: Annotated[int, arg(help="Seed of the first drawing; the others follow.")] = 0,
+    zoom: Annotated[int, arg(help="Enlargement of the saved sheet.")] = 4,
+    out: Annotated[Path, arg(help="PNG file, drawings side by side.")] = Path("drawing.png"),
 ) -> None:
-    """Draw a prompt.
-
-    Args:
-        checkpoint: Checkpoint folder, hub id or assets/<name>.
-        prompt: What to draw.
-        count: Drawings.
-        guidance: Guidance scale (the Janus-Pro authors use 5).
-        temperature: Sampling temperature.
-        seed: Seed of the first drawing; the others follow.
-        zoom: Enlargement of the saved sheet.
-        out: PNG file, drawings side by side.
-    """
+    """Draw a prompt."""
     from unison.policies import load_policy
     from unison.types import Context, Sampling
 
@@ -46,25 +36,15 @@ def draw(
 
 
 def ask(
-    checkpoint: Positional[str],
-    image: Positional[Path],
-    question: Positional[str],
-    count: int = 1,
-    temperature: float = 1.0,
-    max_tokens: int = 256,
-    seed: int = 0,
+    checkpoint: Checkpoint,
+    image: Positional[Annotated[Path, arg(help="Picture file.")]],
+    question: Positional[Annotated[str, arg(help="The question.")]],
+    count: Annotated[int, arg(help="Replies.")] = 1,
+    temperature: Annotated[float, arg(help="Sampling temperature.")] = 1.0,
+    max_tokens: Annotated[int, arg(help="Longest reply.")] = 256,
+    seed: Annotated[int, arg(help="Seed of the first reply; the others follow.")] = 0,
 ) -> None:
-    """Ask a question about a picture.
-
-    Args:
-        checkpoint: Checkpoint folder, hub id or assets/<name>.
-        image: Picture file.
-        question: The question.
-        count: Replies.
-        temperature: Sampling temperature.
-        max_tokens: Longest reply.
-        seed: Seed of the first reply; the others follow.
-    """
+    """Ask a question about a picture."""
     from unison.data.rows import read_image
     from unison.policies import load_policy
     from unison.types import Context, Sampling
@@ -86,63 +66,49 @@ def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:
 
 
 def merge(
-    models: Positional[tuple[str, ...]],
-    out: Path,
-    method: Literal["gaussian", "linear", "slerp", "ties"],
-    weights: tuple[float, ...] = (),
-    base: str | None = None,
-    density: float = 0.2,
+    models: Positional[Annotated[tuple[str, ...], arg(help="Checkpoint folders or hub ids, in transformers format.")]],
+    out: Annotated[Path, arg(help="New folder for the merged checkpoint.")],
+    method: Annotated[
+        Literal["gaussian", "linear", "slerp", "ties"],
+        arg(help="gaussian and ties weigh changes to --base; linear is the weighted mean; slerp takes two models."),
+    ],
+    weights: Annotated[
+        tuple[float, ...], arg(help="Share of each model, summing to 1; equal shares if not given.")
+    ] = (),
+    base: Annotated[str | None, arg(help="The checkpoint that the models were tuned from.")] = None,
+    density: Annotated[float, arg(help="Share of each model's changes that ties keeps.")] = 0.2,
 ) -> None:
-    """Merge fine-tuned checkpoints of one base into a new checkpoint, tensor by tensor.
-
-    Args:
-        models: Checkpoint folders or hub ids, in transformers format.
-        out: New folder for the merged checkpoint.
-        method: gaussian and ties weigh changes to --base; linear is the weighted mean; slerp takes two models.
-        weights: Share of each model, summing to 1; equal shares if not given.
-        base: The checkpoint that the models were tuned from.
-        density: Share of each model's changes that ties keeps.
-    """
+    """Merge fine-tuned checkpoints of one base into a new checkpoint, tensor by tensor."""
     from unison.policies.merge import merge as write
 
     print(write(models, out, method, weights, base, density))
 
 
 def join(
-    language_model: Positional[str],
-    diffusion: Positional[str],
-    out: Path,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    language_model: Positional[Annotated[str, arg(help="Folder or hub id, such as Qwen/Qwen2.5-VL-3B-Instruct.")]],
+    diffusion: Positional[Annotated[str, arg(help="Folder or hub id in diffusers format, such as one of SANA's.")]],
+    out: Annotated[Path, arg(help="New folder for the joint checkpoint.")],
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], arg(help="Type of the weights; the autoencoder stays in float32.")
+    ] = "bfloat16",
     bridge: Annotated[JoinConfig, Flat] = JoinConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """Join a Qwen2.5-VL and a flow-matching diffusion model into a metaquery checkpoint by a new, untrained bridge.
-
-    Args:
-        language_model: Folder or hub id, such as Qwen/Qwen2.5-VL-3B-Instruct.
-        diffusion: Folder or hub id in diffusers format, such as Efficient-Large-Model/Sana_1600M_1024px_diffusers.
-        out: New folder for the joint checkpoint.
-        dtype: Type of the weights; the autoencoder stays in float32.
-    """
+    """Join a Qwen2.5-VL and a flow-matching diffusion model into a metaquery checkpoint by a new, untrained bridge."""
     from unison.policies.metaquery.network import write_joint
 
     print(write_joint(language_model, diffusion, bridge, dtype, out))
 
 
 def serve_reward(
-    rewards: Positional[tuple[str, ...]],
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    workers: int = 1,
+    rewards: Positional[
+        Annotated[tuple[str, ...], arg(help="Rewards by name, with a checkpoint after a colon if not the default.")]
+    ],
+    host: Annotated[str, arg(help="Address to listen on; 0.0.0.0 takes all, which needs a token.")] = "127.0.0.1",
+    port: Annotated[int, arg(help="Port to listen on.")] = 8000,
+    workers: Annotated[int, arg(help="Processes, each with models of its own.")] = 1,
     limits: Annotated[ServeConfig, Flat] = ServeConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """Serve rewards over HTTP. The bearer token that clients must have is read from UNISON_REWARD_TOKEN.
-
-    Args:
-        rewards: Rewards by name, with a checkpoint after a colon where it is not the default.
-        host: Address to listen on; 0.0.0.0 takes all, which needs a token.
-        port: Port to listen on.
-        workers: Processes, each with models of its own.
-    """
+    """Serve rewards over HTTP. The bearer token that clients must have is read from UNISON_REWARD_TOKEN."""
     try:
         from unison.rewards.remote.server import serve
     except ModuleNotFoundError as error:
@@ -151,21 +117,15 @@ def serve_reward(
 
 
 def export(
-    folder: Positional[Path],
-    split: Literal["train", "eval"] = "train",
-    count: int = 1000,
-    questions: Literal["open_ended", "multiple_choice", "mixed"] = "mixed",
-    seed: int = 0,
+    folder: Positional[Annotated[Path, arg(help="Folder to write.")]],
+    split: Annotated[Literal["train", "eval"], arg(help="Side of the split.")] = "train",
+    count: Annotated[int, arg(help="Items.")] = 1000,
+    questions: Annotated[
+        Literal["open_ended", "multiple_choice", "mixed"], arg(help="Form of the questions.")
+    ] = "mixed",
+    seed: Annotated[int, arg(help="Seed of the items.")] = 0,
 ) -> None:
-    """Write the embedded world as JSONL and images with the column names of the CoRL data sets.
-
-    Args:
-        folder: Folder to write.
-        split: Side of the split.
-        count: Items.
-        questions: Form of the questions.
-        seed: Seed of the items.
-    """
+    """Write the embedded world as JSONL and images with the column names of the CoRL data sets."""
     from unison.data.tables import export as write
     from unison.data.world import WorldItems
 

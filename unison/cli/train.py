@@ -84,6 +84,7 @@ def _option(words: Sequence[str], name: str) -> str:
 
 def _parse(default: RunConfig, words: Sequence[str], stage: str = "", stages: Sequence[str] = ()) -> TrainArgs:
     """The recipe with the user's options; of those for other stages of a chain it takes none."""
+    from unison import scenarios
     from unison.rewards import REWARDS
 
     known = dict.fromkeys([*REWARDS, *_with_checkpoints(words)], 0.0)
@@ -100,7 +101,9 @@ def _parse(default: RunConfig, words: Sequence[str], stage: str = "", stages: Se
         skip_bad_rows=config.data.skip_bad_rows or args.skip_bad_rows,
         train=_source(args.data, stage, stages) or config.data.train,
     )
-    return dataclasses.replace(args, run=dataclasses.replace(config, data=data))
+    run = dataclasses.replace(config, data=data)
+    scenarios.check(run)  # before a run folder is replaced
+    return dataclasses.replace(args, run=run)
 
 
 def _source(given: Sequence[str], stage: str, stages: Sequence[str]) -> str:
