@@ -29,7 +29,7 @@ check: $(STAMP) $(JUDGES)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q tests/test_layers.py tests/test_readme_tree.py
+	$(BIN)/pytest -q tests/test_layers.py tests/test_maps.py
 
 setup: $(STAMP) $(JUDGES)
 

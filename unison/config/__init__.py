@@ -1,17 +1,18 @@
 """What a run is made of: frozen dataclasses, one sentence per field. A recipe is a function returning a RunConfig.
 
-    fields      a section, the ranges that types state, and the one checker that holds values to them
-    policy      which weights are trained, and how they are run
-    data        where items come from
-    scenario    how the policy acts on an item
-    learning    advantages, the objective, what a step is made of and scores, the optimiser
-    evaluation  what is measured on the way, and what is not to be forgotten
-    machines    other processes and other machines
-    checks      rules between sections
-    run         a whole run, and chains of them
-    reading     configurations as files, those of earlier layouts too
+    fields.py      a section, the ranges that types state, and the one checker that holds values to them
+    policy.py      which weights are trained, and how they are run
+    data.py        where items come from
+    scenario.py    how the policy acts on an item
+    learning.py    advantages, the objective, what a step is made of and scores, the optimiser
+    evaluation.py  what is measured on the way, and what is not to be forgotten
+    machines.py    other processes and other machines
+    checks.py      rules between sections
+    run.py         a whole run, and chains of them
+    reading.py     configurations as files
+    earlier.py     what earlier layouts wrote, read or refused
 
-To add an option, give its section a field with a range and a sentence; a rule with another section goes to `checks`.
+To add an option: give its section a field with a range and a sentence; a rule with another section goes to `checks.py`.
 """
 
 from unison.config.checks import teams_of

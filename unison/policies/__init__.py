@@ -1,4 +1,23 @@
-"""Policies by family. The family is read from the checkpoint's config.json, never from its name."""
+"""Policies: a family of models each, that write, draw and score what they did by the same code.
+
+    base.py              the interface
+    actions.py           actions made of ids, and what they stand for
+    grouping.py          what can be computed together: siblings, actions of one kind
+    reference.py         the reference that a divergence is measured from
+    adapters.py          what is trained: all but frozen parts, or LoRA adapters
+    sizes.py             what a dry run needs of a family
+    checkpoint_files.py  weights in other formats: safetensors, every key accounted for
+    merge.py             fine-tuned checkpoints of one base into one
+    decisions/           one decision, drawn or scored: pure mathematics
+    decoding/            how a decoder is run
+    janus/               Janus and Janus-Pro
+    showo/               Show-o
+    metaquery/           Qwen2.5-VL, learnable queries and SANA as one policy
+
+To add a family: a folder with `policy.py` (a Policy), `shape.py` (its published sizes) and what else it needs, a line
+in FAMILIES, and a fixture in `tests/policies/contract.py`, whose claims it then has to meet. The family is read from
+the checkpoint's config.json, never from its name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Recipes by name: functions that return a run or a chain of runs. First lines of docstrings are summaries."""
+"""Recipes by name: functions that return a run or a chain of runs. First lines of docstrings are summaries.
+
+    corl.py        CoRL: unified and refined stages, its other paradigms and rewards
+    unirl.py       UniRL: self-improvement by GRPO and by SFT
+    unirl_zero.py  UniRL-Zero: six scenarios, with cold starts
+    algorithms.py  functions from a run to the same run by another algorithm
+
+To add one: a function that returns a RunConfig, and a line in RECIPES, or in ALGORITHMS of `algorithms.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,22 @@
 """Suites by name: what `unison eval --suite <name>` runs.
 
-A suite is a module with `Options`, a `base.SuiteOptions` with its own, and `prepare(options, job)`, which checks all
-that can be checked before the model is loaded and returns a `base.Run`: its protocol, how the records of some items are
-made, and what they come to. A new suite is such a file, and a line in SUITES.
+    base.py           the job of a command, options of all suites, the one runner
+    ledger.py         finished records that outlive a kill
+    tables.py         the rows of a prompt file
+    drawings.py       N drawings of every prompt
+    judged.py         the same with a judge's answers about each
+    card.py           a result as it is printed, and for a model card
+    world.py          drawing and answering on held-out items
+    understanding.py  the questions of any data set
+    think.py          riddles, drawn after a thought and without one
+    editing.py        edits of pictures, and edits taken back
+    geneval.py        GenEval's six tasks
+    dpg.py            DPG-Bench's questions
+    wise.py           WISE's marks
 
-- base: the job of a command, options of all suites, the runner; ledger: finished records that outlive a kill
-- drawings: N drawings of every prompt; judged: with a judge's answers about each; tables: their prompt files
-- card: a result as it is printed, and for a model card
-- world, think, understanding, editing, geneval, dpg, wise: the suites
+To add one: a file with `Options`, a `base.SuiteOptions` of its own, and `prepare(options, job)`, which checks all that
+can be checked before the model is loaded and returns a `base.Run` (its protocol, how the records of some items are
+made, what they come to); and a line in SUITES.
 """
 
 from __future__ import annotations

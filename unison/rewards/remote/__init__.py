@@ -1,11 +1,11 @@
-"""Judges on other machines: Unison's own reward servers, and models behind OpenAI-compatible endpoints.
+"""Judges on other machines.
 
     http.py      what clients of HTTP services share
     client.py    a reward that a server judges
-    server.py    the server: `unison serve-reward`
-    wire.py      what is sent between the two
-    ahead.py     judging what is finished of a rollout while the rest is sampled
     endpoint.py  a model behind an OpenAI-compatible endpoint
+    wire.py      what is sent: items and trajectories as JSON
+    ahead.py     judging what is finished while the rest is sampled
+    server.py    `unison serve-reward`
 
-To add a service, write a client of it as a `http.Client` that says how it is asked and how its replies are read.
+To add a protocol: a client beside `client.py`, on what `http.py` shares.
 """
