@@ -1,8 +1,8 @@
 """GRPO on a bundled model in one file, without the trainer: python examples/loop.py
 
 The four calls of every step are those of `unison train`: roll out, judge, take advantages, update. What the trainer
-adds is left out: micro-batches, several processes, a reference, evaluation, checkpoints, reports. Change SCENARIO, REWARDS
-or the objective and it is another experiment; `--steps 40` is about three minutes on two cores.
+adds is left out: micro-batches, several processes, a reference, evaluation, checkpoints, reports. Change SCENARIO,
+REWARDS or the objective and it is another experiment; `--steps 40` is about three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def learn(steps: int, items_per_step: int, seed: int = 0, learning_rate: float =
     scenario.require(policy, items[0])
     means: list[float] = []
     for step in range(1, steps + 1):
-        chosen: list[Item] = [
-            items[i] for i in random.Random(f"{seed}:{step}").sample(range(len(items)), items_per_step)
-        ]
+        chosen = [items[i] for i in random.Random(f"{seed}:{step}").sample(range(len(items)), items_per_step)]
         rolled = roll_out(policy, scenario, chosen, HOW, Seeds(seed, step), chunk=items_per_step)
         judge(rolled, rewards, policy)
         weigh(rolled, REWARDS)
