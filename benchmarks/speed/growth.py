@@ -26,7 +26,7 @@ from benchmarks.pages import publish_lines
 from benchmarks.speed import denoising, step
 from benchmarks.speed.model import MEASURED, PUBLISHED
 from benchmarks.speed.targets import QUICK
-from unison.planning.shapes import JanusShape
+from unison.policies.janus.shape import JanusShape
 from unison.types import Sampling
 
 HEADER = "| cost of | against | seconds | exponent |\n|---|---|---|---|"

@@ -15,8 +15,8 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.pretrain.janus import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
 
 MEASURED = JanusShape(

@@ -22,7 +22,7 @@ from unison import recipes
 from unison.config import EvalConfig, RunConfig
 from unison.planning.dry_run import GIB
 from unison.planning.memory import estimate_memory
-from unison.planning.shapes import JANUS
+from unison.policies.janus.shape import PUBLISHED
 from unison.pretrain.janus import CHAT_TEMPLATE, CorpusConfig, build_tokenizer
 from unison.training.trainer import Trainer
 
@@ -67,8 +67,8 @@ def named(recipe: str) -> RunConfig:
         ValueError: a chain, or on another checkpoint than a published Janus.
     """
     run = recipes.find(recipe)()
-    if not isinstance(run, RunConfig) or run.policy.path not in JANUS:
-        raise ValueError(f"recipe {recipe!r}: must be of one run, on one of {', '.join(JANUS)}")
+    if not isinstance(run, RunConfig) or run.policy.path not in PUBLISHED:
+        raise ValueError(f"recipe {recipe!r}: must be of one run, on one of {', '.join(PUBLISHED)}")
     return run
 
 
@@ -98,7 +98,7 @@ def configured(args: Args) -> RunConfig:
 def main(args: Args) -> None:
     """Writes the weights, trains, prints seconds of each phase and memory."""
     config = configured(args)
-    write_random_janus(JANUS[named(args.recipe).policy.path].config(), args.out / "checkpoint")
+    write_random_janus(PUBLISHED[named(args.recipe).policy.path].config(), args.out / "checkpoint")
     estimate = estimate_memory(config).peak
     trainer = Trainer(config)
     if torch.cuda.is_available():

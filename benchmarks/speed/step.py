@@ -26,9 +26,9 @@ from benchmarks.speed.rollout import PROMPT
 from benchmarks.speed.scoring import QUESTION
 from unison.config import AdvantageConfig, DataConfig, OptimConfig, PolicyConfig, RunConfig, ScenarioConfig
 from unison.objectives.advantage import group_advantages
-from unison.planning.shapes import JanusShape
 from unison.policies.base import tokens_of
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.recipes.corl import LANGUAGE_MODEL_ONLY
 from unison.training.trainer import Trainer
 from unison.types import Context, Item, Sampling, Trajectory, Turn

@@ -23,8 +23,8 @@ from benchmarks.pages import publish
 from benchmarks.speed import denoising, replies, rollout, scoring, step
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import MEASURED, PUBLISHED, Drawing, build_policy, picture
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.types import Context
 
 STEPS: tuple[tuple[Literal["float32", "bfloat16"], bool], ...] = (("float32", False), ("bfloat16", True))

@@ -28,8 +28,8 @@ from benchmarks.speed import (
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.model import Drawing, build_policy, picture
 from unison.config import OptimConfig
-from unison.planning.shapes import JanusShape
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import JanusShape
 from unison.policies.showo.policy import ShowO
 from unison.rewards import REWARDS, load_rewards
 from unison.types import Sampling

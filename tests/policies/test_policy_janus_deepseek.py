@@ -19,10 +19,10 @@ from transformers import JanusForConditionalGeneration
 
 from unison.cli import main as cli
 from unison.config import PolicyConfig
-from unison.planning.shapes import JANUS, JanusShape
 from unison.policies import load_policy
 from unison.policies.janus import deepseek
 from unison.policies.janus.policy import Janus
+from unison.policies.janus.shape import PUBLISHED, JanusShape
 from unison.pretrain.janus import CorpusConfig, build_tokenizer
 from unison.types import Context, Sampling
 
@@ -215,7 +215,7 @@ def test_every_weight_arrives_and_the_logits_are_equal(policy: Janus, network: J
 
 
 def test_the_configuration_is_that_of_the_same_shape_in_transformers():
-    shape = JANUS["deepseek-community/Janus-Pro-1B"]
+    shape = PUBLISHED["deepseek-community/Janus-Pro-1B"]
     wanted = shape.config().to_dict()
     raw = config_json(shape, "siglip_large_patch16_384", "VQ-16")
     assert _read(raw).to_dict() == wanted
@@ -231,7 +231,7 @@ def _read(raw: dict[str, Any]) -> Any:
 
 def test_sizes_that_config_json_leaves_out_are_llamas():
     """Janus-Pro-7B names only what differs from the defaults."""
-    raw = config_json(JANUS["deepseek-community/Janus-Pro-1B"], "siglip_large_patch16_384", "VQ-16")
+    raw = config_json(PUBLISHED["deepseek-community/Janus-Pro-1B"], "siglip_large_patch16_384", "VQ-16")
     raw["language_config"] = {"model_type": "llama", "num_hidden_layers": 30, "vocab_size": 102400}
     text = _read(raw).text_config
     assert (text.hidden_size, text.intermediate_size, text.num_attention_heads) == (4096, 11008, 32)
@@ -240,7 +240,7 @@ def test_sizes_that_config_json_leaves_out_are_llamas():
 
 def test_the_mapping_is_complete_both_ways_at_published_size():
     with torch.device("meta"):
-        config = JANUS["deepseek-community/Janus-Pro-1B"].config()
+        config = PUBLISHED["deepseek-community/Janus-Pro-1B"].config()
         network = JanusForConditionalGeneration(config)
         theirs = original_layout(network.state_dict())
     report = deepseek.compare(theirs, network)

@@ -20,7 +20,7 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from benchmarks import judges
 from benchmarks.speed.real_size import Args, configured, write_random_janus
 from unison.config import EvalConfig, OptimConfig, PolicyConfig, RunConfig
-from unison.planning.shapes import JANUS, JanusShape
+from unison.policies.janus.shape import PUBLISHED, JanusShape
 from unison.pretrain.janus import CorpusConfig, build_tokenizer
 from unison.recipes import corl, unirl
 from unison.training.trainer import Trainer
@@ -43,7 +43,7 @@ def reduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_shape_has_the_published_size():
     with torch.device("meta"):
-        config: Any = JANUS["deepseek-community/Janus-Pro-1B"].config()
+        config: Any = PUBLISHED["deepseek-community/Janus-Pro-1B"].config()
         network = JanusForConditionalGeneration(config)
     assert config.vq_config.num_patches**2 == 576
     assert config.vq_config.num_embeddings == 16384

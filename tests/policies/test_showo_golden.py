@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from unison.planning.shapes import SHOW_O
 from unison.policies.decisions import selection, tokens
 from unison.policies.decoding import causal, masked
+from unison.policies.showo import shape
 from unison.policies.showo.layout import IGNORED, SPECIAL, Layout, causal_mask
 from unison.policies.showo.magvit import PUBLISHED, MagvitConfig
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork, projector, read_config
@@ -92,7 +92,7 @@ def test_the_real_weights_have_the_published_names_and_shapes(golden: Path, vari
     assert {n: list(w.shape) for n, w in ours.items()} == {name: value["shape"] for name, value in keys.items()}
     assert sum(w.numel() for w in ours.values()) == entry["num_parameters"]
     assert config.num_vq_tokens == {256: 256, 512: 1024}[entry["resolution"]]
-    assert config == SHOW_O[entry["published_checkpoint"]].config()
+    assert config == shape.PUBLISHED[entry["published_checkpoint"]]
 
 
 def test_the_golden_weights_are_reproduced(network: ShowONetwork, facts: dict[str, Any]) -> None:

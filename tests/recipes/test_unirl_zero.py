@@ -14,8 +14,9 @@ from torch import nn
 
 from unison import recipes
 from unison.config import Chain, EvalConfig, RunConfig, Stage
-from unison.planning.memory import estimate_memory, sizes_of
+from unison.planning.memory import estimate_memory
 from unison.policies.metaquery.policy import MetaQuery
+from unison.policies.sizes import shape_of
 from unison.recipes.unirl_zero import JOINT, tiny_draw, tiny_think
 from unison.rewards import load_rewards
 from unison.scenarios import SCENARIOS
@@ -141,7 +142,7 @@ def test_a_chain_without_a_cold_start_says_so() -> None:
 
 def test_the_joined_checkpoint_has_the_published_sizes() -> None:
     sizes: dict[str, int] = {}
-    for name, parameter in sizes_of(rl("draw").policy).network.named_parameters():
+    for name, parameter in shape_of(rl("draw").policy).policy.network.named_parameters():
         part = name.split(".")[0]
         sizes[part] = sizes.get(part, 0) + parameter.numel()
     assert sizes["qwen"] == 3_754_622_976
