@@ -14,11 +14,12 @@ from unison.config import ObjectiveConfig, PolicyConfig, RunConfig
 from unison.planning.memory import Layout, estimate_memory
 from unison.planning.peak_memory import peak_bytes
 from unison.policies import FAMILIES, family_of, load_policy
+from unison.policies.actions import given
 from unison.policies.showo.policy import ShowO
 from unison.policies.sizes import shape_of
 from unison.recipes import corl, unirl, unirl_zero
 from unison.rewards.sizes import model_bytes
-from unison.types import Context, Sampling
+from unison.types import Context
 
 SHOW_O_TARGETS = r"showo\..*\.(q_proj|k_proj|v_proj|dense|fc1|fc2)"
 
@@ -76,7 +77,7 @@ def test_a_family_without_an_estimate_is_refused_by_name(checkpoint: Path, monke
 
 def test_adapters_that_fit_nothing_are_refused_as_on_loading(showo: ShowO, tmp_path: Path):
     showo.save(tmp_path)
-    with pytest.raises(ValueError, match=r"policy\.lora_targets = .*language_model.* matches no module"):
+    with pytest.raises(ValueError, match=r"policy\.lora_targets = .*language_model.*: Target modules .* not found"):
         estimate_memory(config(tmp_path, lora_rank=4))
 
 
@@ -85,7 +86,7 @@ def test_show_o_at_512_pixels_is_counted_without_a_file():
     decoder, painter = 1_448_176_770, 95_387_004
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         chosen = replace(policy, dtype=dtype)
-        weights = list(shape_of(chosen).policy.network.parameters())
+        weights = list(shape_of(chosen).policy.parameters())
         assert sum(p.numel() * p.element_size() for p in weights) == size * decoder + 4 * painter
         assert sum(p.numel() for p in weights if p.requires_grad) == decoder  # the image tokenizer is never trained
 
@@ -149,14 +150,11 @@ def test_what_is_alive_is_counted_and_what_is_freed_is_not():
 
 def test_a_pass_takes_what_autograd_keeps_and_less_than_as_much_again(showo: ShowO, tmp_path: Path):
     showo.save(tmp_path)
-    run = config(tmp_path)
+    policy = shape_of(config(tmp_path).policy).policy
     context = Context(("a b c d e f g h i j k l m n o p",))
-    drawn = showo.write([context] * 16, Sampling(max_tokens=41), list(range(16)))
-    whole = [replace(a, ids=torch.zeros(41, dtype=torch.long), logp=torch.zeros(41)) for a in drawn]
-    whole = [replace(a, order=torch.arange(41), mask=torch.ones(41, dtype=torch.bool)) for a in whole]
-    hollow = shape_of(run.policy).policy
-    one, two = (peak_bytes(hollow.network, lambda n=n: hollow([context] * n, whole[:n])) for n in (8, 16))
-    seen = [kept_by(showo, lambda n=n: torch.stack(showo([context] * n, whole[:n]))) for n in (8, 16)]
+    actions = [given("text", torch.zeros(41, dtype=torch.long))] * 16
+    one, two = (peak_bytes(policy.network, lambda n=n: policy([context] * n, actions[:n])) for n in (8, 16))
+    seen = [kept_by(showo, lambda n=n: torch.stack(showo([context] * n, actions[:n]))) for n in (8, 16)]
     assert 1 <= (two - one) / (seen[1] - seen[0]) < 2
 
 

@@ -17,13 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from unison.config import PolicyConfig
 from unison.policies.decisions import selection, tokens
 from unison.policies.decoding import causal, masked
+from unison.policies.showo import shape
 from unison.policies.showo.layout import IGNORED, SPECIAL, Layout, causal_mask
 from unison.policies.showo.magvit import PUBLISHED, MagvitConfig
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork, projector, read_config
-from unison.policies.sizes import shape_of
 from unison.types import Sampling
 
 LOGITS, GUIDED = 1e-5, 1e-4  # float32 against float64 gives 1.7e-6 upstream, and guidance multiplies errors
@@ -93,7 +92,7 @@ def test_the_real_weights_have_the_published_names_and_shapes(golden: Path, vari
     assert {n: list(w.shape) for n, w in ours.items()} == {name: value["shape"] for name, value in keys.items()}
     assert sum(w.numel() for w in ours.values()) == entry["num_parameters"]
     assert config.num_vq_tokens == {256: 256, 512: 1024}[entry["resolution"]]
-    assert config == shape_of(PolicyConfig(entry["published_checkpoint"])).policy.network.config
+    assert config == shape.PUBLISHED[entry["published_checkpoint"]]
 
 
 def test_the_golden_weights_are_reproduced(network: ShowONetwork, facts: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Program: TypeAlias = Callable[[], Iterable[Tensor]]
 """Some use of a network, inside which its weights have no data; its results are differentiated if they can be."""
 
+CPU = torch.device("cpu")
 LARGE = 2**24
 """Bytes from which a tensor, such as a batch's noise, is hollow though no weight had a part in it."""
 INDEXED = {
@@ -91,6 +92,7 @@ class _Live(TorchDispatchMode):
         super().__init__()
         self.now = self.most = 0
         self._known: set[int] = set()
+        self._made: dict[Any, Any] = {}
 
     def weight(self, tensor: Tensor, trained: bool) -> Tensor:
         """Without data, and not counted, nor its gradient."""
@@ -114,8 +116,23 @@ class _Live(TorchDispatchMode):
         kwargs = {name: x for name, x in kwargs.items() if name not in ("device", "generator")}
         if _takes_device(func):
             kwargs["device"] = "meta"
-        out = func(*(_each(x, _twin) for x in args), **{name: _each(x, _twin) for name, x in kwargs.items()})
+        out = self._of_twins(func, _each(tuple(args), _twin), {name: _each(x, _twin) for name, x in kwargs.items()})
         return _each(out, lambda x: self._hollow(x, hollow))
+
+    def _of_twins(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation makes on the meta device; asked once of arguments of the same sizes, for layers repeat."""
+        if func.is_view or func._schema.is_mutable:
+            return func(*args, **kwargs)
+        key = (func, _sizes(args), _sizes(tuple(kwargs.items())))
+        if key in self._made:
+            return _each(self._made[key], torch.empty_like)
+        out = func(*args, **kwargs)
+        given = {x.untyped_storage()._cdata for x in _tensors(args)}
+        like = _each(out, torch.empty_like)
+        pairs = zip(_tensors((out,)), _tensors((like,)), strict=True)
+        if all(a.stride() == b.stride() and a.untyped_storage()._cdata not in given for a, b in pairs):
+            self._made[key] = like
+        return out
 
     def _real(self, tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().nbytes() < LARGE:
@@ -158,6 +175,15 @@ def _each(thing: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(thing, list | tuple):
         return type(thing)(_each(x, change) for x in thing)
     return thing
+
+
+def _sizes(thing: Any) -> Any:
+    """All that an operation on the meta device can know of its arguments."""
+    if isinstance(thing, Tensor):
+        return thing.shape, thing.stride(), thing.dtype
+    if isinstance(thing, list | tuple):
+        return tuple(map(_sizes, thing))
+    return type(thing), thing
 
 
 def _twin(tensor: Tensor) -> Tensor:

@@ -54,11 +54,10 @@ def _drawing(length: int, sampling: Sampling | None) -> Tokens:
     return Tokens("image", ids, order, torch.zeros(length), all_of_it, sampling or Sampling())
 
 
-def _published(tokens: int, clip: bool, config: PolicyConfig) -> Shape:
-    """The published configuration, with the bundled model's tokenizer."""
-    sizes = ShowOConfig(w_clip_vit=clip, llm_vocab_size=50295, codebook_size=8192, num_vq_tokens=tokens)
-    tokenizer = read_tokenizer(ASSETS / "tiny-showo", "")
-    return _shape(sizes, magvit.PUBLISHED, CLIP_LARGE if clip else None, tokenizer, config)
+def _published(sizes: ShowOConfig, config: PolicyConfig) -> Shape:
+    """With the bundled model's tokenizer."""
+    vision = CLIP_LARGE if sizes.w_clip_vit else None
+    return _shape(sizes, magvit.PUBLISHED, vision, read_tokenizer(ASSETS / "tiny-showo", ""), config)
 
 
 def _local(folder: Path, config: PolicyConfig) -> Shape:
@@ -72,13 +71,15 @@ def _local(folder: Path, config: PolicyConfig) -> Shape:
     return _shape(sizes, read_magvit_config(folder / "image_tokenizer"), vision, tokenizer, config)
 
 
-SHAPES = Shapes(
-    _local,
-    {
-        "showlab/show-o": partial(_published, 256, False),
-        "showlab/show-o-512x512": partial(_published, 1024, False),
-        "showlab/show-o-512x512-wo-llava-tuning": partial(_published, 1024, False),
-        "showlab/show-o-w-clip-vit": partial(_published, 256, True),
-        "showlab/show-o-w-clip-vit-512x512": partial(_published, 1024, True),
-    },
-)
+PUBLISHED = {
+    f"showlab/show-o{name}": ShowOConfig(clip, llm_vocab_size=50295, codebook_size=8192, num_vq_tokens=tokens)
+    for name, tokens, clip in (
+        ("", 256, False),
+        ("-512x512", 1024, False),
+        ("-512x512-wo-llava-tuning", 1024, False),
+        ("-w-clip-vit", 256, True),
+        ("-w-clip-vit-512x512", 1024, True),
+    )
+}
+"""By hub id; the published configurations."""
+SHAPES = Shapes(_local, {path: partial(_published, sizes) for path, sizes in PUBLISHED.items()})
