@@ -1,4 +1,22 @@
-"""Policies by family. The family is read from the checkpoint's config.json, never from its name."""
+"""Policies: unified models that write, draw and score what they did, by family.
+
+    base.py              the interface of all families
+    actions.py           tokens as actions, and the texts and pictures that actions stand for
+    grouping.py          what can be computed together: siblings, actions of one kind
+    reference.py         the reference: weights remembered, swapped in, made to follow
+    adapters.py          what is trained: frozen parts, LoRA adapters
+    checkpoint_files.py  weights in files, every key accounted for
+    merge.py             fine-tuned checkpoints merged into one
+    decisions/           one decision, drawn or scored
+    decoding/            how a decoder is run
+    janus/               Janus and Janus-Pro
+    showo/               Show-o
+    metaquery/           MetaQuery
+
+A family is a folder of its own with the class in policy.py (network.py and layout.py where it has them), a line in
+FAMILIES, which names it by its checkpoints' config.json and never by their name, and an entry in
+tests/policies/contract.py, whose claims it then passes.
+"""
 
 from __future__ import annotations
 
