@@ -41,6 +41,16 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def second_device() -> Path:
+    """The module that stands for a second device: $UNISON_SECOND_DEVICE, else ../shared/tools beside the repository."""
+    own = os.environ.get("UNISON_SECOND_DEVICE")
+    file = Path(own) if own else REPO.parent / "shared" / "tools" / "second_device.py"
+    if not file.is_file():
+        pytest.skip(f"no second device at {file}: set UNISON_SECOND_DEVICE to the module that stands for one")
+    return file
+
+
+@pytest.fixture(scope="session")
 def fill_golden() -> Callable[[nn.Module], None]:
     """Fills a network's parameters by the rule of the golden numbers: normal draws seeded by the parameter's name, over
     the root of the fan-in for matrices, a tenth around 1 for the weights of norms and around 0 for biases."""
@@ -163,8 +173,9 @@ def showo(make_showo: Callable[..., ShowO]) -> ShowO:
 
 
 @pytest.fixture(scope="session")
-def showo_clip(showo: ShowO) -> ShowO:
-    """The same decoder with a random CLIP tower, through which it reads images; no test may change its weights."""
+def make_showo_clip(showo: ShowO) -> Callable[..., ShowO]:
+    """Makes the same decoder with a random CLIP tower, through which it reads images."""
+    import copy
     from dataclasses import replace
 
     import torch
@@ -181,7 +192,17 @@ def showo_clip(showo: ShowO) -> ShowO:
     network = showo.network
     other = ShowONetwork(replace(network.config, w_clip_vit=True), network.image_tokenizer.config, tower).eval()
     other.load_state_dict(network.state_dict(), strict=False)
-    return ShowO(other, showo.tokenizer, PolicyConfig("tiny"))
+
+    def make(**fields: Any) -> ShowO:
+        return ShowO(copy.deepcopy(other), showo.tokenizer, PolicyConfig("tiny", **fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def showo_clip(make_showo_clip: Callable[..., ShowO]) -> ShowO:
+    """A Show-o that reads images through CLIP, whose weights no test may change."""
+    return make_showo_clip()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ __main__
 """
 LINES = {room: line for line, rooms in enumerate(LAYERS.split("\n")) for room in rooms.split()}
 INSIDE = {
-    "policies": ["decisions", "decoding", "base", "janus showo metaquery"],
+    "policies": ["actions adapters", "decisions reference grouping", "decoding", "base", "janus showo metaquery"],
 }
 """Lines of a room's own, from the bottom up, for those of its parts that are named here: a family sees no other, and
 what it is made of knows no family."""

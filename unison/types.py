@@ -176,7 +176,7 @@ class Relaxed:
 
     It describes a pass that the policy makes whenever it reads the context: the drawing's tokens go with their own
     context through the model once more, and their one-hot rows get the gradient of a Gumbel-softmax of the logits
-    (`policies.decisions.tokens.straight_through`). What is read is exactly the drawing; only the gradient is relaxed.
+    (`policies.decisions.tokens.relaxed_rows`). What is read is exactly the drawing; only the gradient is relaxed.
     """
 
     context: Context

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import transformers
@@ -17,6 +18,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.pages import publish
+from benchmarks.speed import showo_published
 from benchmarks.speed.compare import Row, interleaved
 from benchmarks.speed.rollout import GREEDY, PROMPT
 from benchmarks.speed.scoring import QUESTION
@@ -98,13 +100,14 @@ def answering(policy: ShowO, length: int) -> dict[str, Callable[[], Tensor]]:
     """Three ways to the greedy reply [L] to a question about one drawing."""
     drawing = tokens_of(policy.draw([Context((PROMPT,))], Sampling(rounds=4), [0])[0])
     sampling = Sampling(temperature=GREEDY, max_tokens=length)
+    published = partial(showo_published.logits, policy.network)
 
     def unison() -> Tensor:
         return policy.write([Context((drawing, QUESTION))], sampling, [0])[0].ids
 
     return {
         "unison": unison,
-        "published": lambda: recomputed_reply(policy, drawing, sampling, policy.network.logits),
+        "published": lambda: recomputed_reply(policy, drawing, sampling, published),
         "last": lambda: recomputed_reply(policy, drawing, sampling, lambda ids, mask: _last(policy, ids, mask)),
     }
 
@@ -120,10 +123,10 @@ def recomputed_reply(
     """
     layout = policy.layout
     image = (drawing.ids + layout.first_image).tolist()
-    start = layout.answering(image, policy._ids(question(QUESTION)))
+    start = showo_published.answering(layout, image, policy._ids(question(QUESTION)))
     ids = torch.tensor([start])
     for u in tokens.uniforms([0], sampling.max_tokens)[0]:
-        last = logits(ids, layout.answering_mask(ids))[:, -1]
+        last = logits(ids, showo_published.answering_mask(layout, ids))[:, -1]
         chosen, _ = tokens.step(last, sampling.temperature, u=u[None])
         ids = torch.cat([ids, chosen[None]], 1)
         if int(chosen) == layout.eot:

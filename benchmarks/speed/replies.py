@@ -32,7 +32,8 @@ def sides(policy: Janus, count: int, width: int, longest: int) -> dict[str, Call
 
     def write(u: Tensor, width: int) -> list[Tensor]:
         prompts = causal.Prompts(prefixes, causal.Rows(torch.zeros(len(u), dtype=torch.long), None))
-        written = refill.sample(speaker, prompts, sampling, u, stop, causal.Decoding(width=width))
+        writer = replace(speaker, config=replace(policy.config, rows_writing=width))
+        written = refill.sample(writer, prompts, sampling, u, stop)
         return [sampled("text", i, p, stop, sampling).ids for i, p in zip(*written, strict=True)]
 
     return {

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.policies.test_decode import llama
+from unison.config import PolicyConfig
 from unison.policies.decoding import causal
 from unison.policies.decoding import packed as blocks
 from unison.policies.decoding.causal import Prompts, Rows, Speaker
 from unison.policies.janus.policy import Janus
-from unison.policies.metaquery.policy import MetaQuery
-from unison.policies.showo.policy import ShowO
 from unison.types import Context, Sampling
 
 WIDTH, VOCABULARY = 48, 40
@@ -32,10 +31,16 @@ def parts() -> tuple[nn.Module, list[Tensor], nn.Embedding, nn.Linear, list[Tens
     return network, prefixes, nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY), continuations
 
 
+def dense(layout: blocks.Layout) -> Tensor:
+    """The mask for ordinary attention, which computes everything that it hides. [1, 1, T, T] bool"""
+    at = torch.arange(len(layout.owner))
+    return layout.sees(at[:, None], at)[None, None]
+
+
 def test_a_token_sees_its_prefix_and_its_own_past() -> None:
     layout = blocks.Layout.of([2, 1], torch.tensor([0, 0, 1]), [2, 0, 1])
     names = ["p0", "p0", "p1", "a", "a", "c"]
-    seen = [[names[k] + str(k) for k in range(6) if layout.dense()[0, 0, q, k]] for q in range(6)]
+    seen = [[names[k] + str(k) for k in range(6) if dense(layout)[0, 0, q, k]] for q in range(6)]
     assert seen == [["p00"], ["p00", "p01"], ["p12"], ["p00", "p01", "a3"], ["p00", "p01", "a3", "a4"], ["p12", "c5"]]
     assert layout.positions.tolist() == [0, 1, 0, 2, 3, 1]
 
@@ -46,7 +51,7 @@ def test_packed_states_and_gradients_are_those_of_rows(parts) -> None:
     in_rows = torch.cat(causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations))
     expected = torch.autograd.grad(in_rows.sum(), weights, allow_unused=True)
     every = [*continuations, *continuations]
-    hidden = torch.cat(blocks.states(network, prefixes, ROWS.branches(), embed, every, dense=True))
+    hidden = torch.cat(blocks.states(network, prefixes, ROWS.branches(), embed, every, dense))
     conditional, unconditional = hidden.chunk(2)
     logits = torch.lerp(head(unconditional), head(conditional), SAMPLING.guidance)
     packed = torch.log_softmax(logits, -1).gather(-1, torch.cat(continuations)[:, None]).squeeze(-1)
@@ -62,8 +67,8 @@ def test_flex_attention_scores_what_ordinary_attention_scores(parts) -> None:
     network, prefixes, embed, head, continuations = parts
     in_rows = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations)
     blocks.accept(network)
-    scoring = causal.Scoring(packed=True)
-    packed = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations, scoring)
+    flex = PolicyConfig("", attention="flex")
+    packed = causal.score(Speaker(network, embed, head, flex), Prompts(prefixes, ROWS), SAMPLING, continuations)
     again = causal.score(Speaker(network, embed, head), Prompts(prefixes, ROWS), SAMPLING, continuations)
     assert [len(row) for row in packed] == [7, 1, 4, 2, 6]
     assert torch.allclose(torch.cat(packed), torch.cat(in_rows), atol=1e-4)
@@ -80,11 +85,3 @@ def test_a_policy_scores_the_same_in_one_sequence(make_policy: Callable[..., Jan
     ):
         for one, other in zip(plain(contexts, actions), flex(contexts, actions), strict=True):
             assert torch.allclose(one, other, atol=1e-4)
-
-
-def test_families_that_cannot_pack_say_so(
-    make_showo: Callable[..., ShowO], make_metaquery: Callable[..., MetaQuery]
-) -> None:
-    for make in (make_showo, make_metaquery):
-        with pytest.raises(ValueError, match=r"policy.attention = 'flex': .* take 'sdpa'"):
-            make(attention="flex")

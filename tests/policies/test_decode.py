@@ -75,7 +75,7 @@ def inputs(kind: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
 def stepped(network: nn.Module, prefixes: Sequence[Tensor], later: Tensor) -> Tensor:
     """States of the later positions, one pass each. [B, STEPS, D]"""
     done = causal.run_prefixes(network, prefixes)
-    with causal._decoder(network, done, ROWS, STEPS) as step:
+    with causal._decoder(causal.Speaker(network, nn.Identity(), nn.Identity()), done, ROWS, STEPS) as step:
         return torch.stack([step(x) for x in later.unbind(1)], 1)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+from tests.policies.damage import Damage, change_text, change_weights, remove
 from unison.cli import main as cli
 from unison.config import PolicyConfig
 from unison.policies import load_policy
@@ -229,34 +230,28 @@ def test_settings_that_cannot_work_are_refused(count: int, settings: dict[str, A
         merge(["a"] * count, tmp_path / "out", **settings)
 
 
-def changed(checkpoint: str, folder: Path, change: Callable[[Path], object]) -> str:
+def changed(checkpoint: str, folder: Path, change: Damage) -> str:
     shutil.copytree(checkpoint, folder)
     change(folder)
     return str(folder)
 
 
-def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
-    def edit(folder: Path) -> None:
-        weights = load_file(folder / "model.safetensors")
-        change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-    return edit
-
-
-MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "key missing": (edit_weights(lambda w: w.pop("lm_head.weight")), "1 tensors are in one alone, first 'lm_head"),
-    "key added": (edit_weights(lambda w: w.update(foo=torch.zeros(2))), "1 tensors are in one alone, first 'foo' in "),
+MISFITS: dict[str, tuple[Damage, str]] = {
+    "key missing": (change_weights(lambda w: w.pop("lm_head.weight")), "1 tensors are in one alone, first 'lm_head"),
+    "key added": (
+        change_weights(lambda w: w.update(foo=torch.zeros(2))),
+        "1 tensors are in one alone, first 'foo' in ",
+    ),
     "shape": (
-        edit_weights(lambda w: w.update({"lm_head.weight": torch.zeros(2, 2)})),
+        change_weights(lambda w: w.update({"lm_head.weight": torch.zeros(2, 2)})),
         r"'lm_head\.weight' has shape \[\d+, \d+\] against \[2, 2\]",
     ),
     "family": (
-        lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+        change_text("config.json", lambda _: '{"model_type": "llama"}'),
         "model_type 'janus' against 'llama'",
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*\.safetensors"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), r"cannot be read as a checkpoint .*config\.json"),
+    "no weights": (remove("model.safetensors"), r"holds no \*\.safetensors"),
+    "no config": (remove("config.json"), r"cannot be read as a checkpoint .*config\.json"),
     "truncated": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"),
         "cannot be read as a checkpoint",
@@ -279,8 +274,8 @@ def test_checkpoints_that_do_not_fit_together_are_refused_by_name(
 
 
 def test_integers_that_differ_are_refused_and_equal_ones_kept(tuned: tuple[str, str], tmp_path: Path):
-    one = changed(tuned[0], tmp_path / "one", edit_weights(lambda w: w.update(steps=torch.tensor([1, 2]))))
-    two = changed(tuned[1], tmp_path / "two", edit_weights(lambda w: w.update(steps=torch.tensor([1, 3]))))
+    one = changed(tuned[0], tmp_path / "one", change_weights(lambda w: w.update(steps=torch.tensor([1, 2]))))
+    two = changed(tuned[1], tmp_path / "two", change_weights(lambda w: w.update(steps=torch.tensor([1, 3]))))
     merged = merge([one, one], tmp_path / "same", "linear")
     assert load_file(merged / "model.safetensors")["steps"].tolist() == [1, 2]
     with pytest.raises(ValueError, match=r"steps holds torch\.int64 and differs between the models"):

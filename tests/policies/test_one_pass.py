@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.speed.showo_published import canvas_logits
 from unison.config import ScoringConfig
 from unison.policies.decisions import selection
 from unison.policies.showo.policy import ShowO
@@ -26,11 +27,9 @@ def drawings(policy: ShowO, guidance: float = 3.0, count: int = 1) -> list[Token
 
 def plain_logp(policy: ShowO, drawing: Tokens, canvas: Tensor) -> Tensor:
     """Of every code given one canvas, by the whole padded sequence and both branches of guidance. [N]"""
-    layout, guidance = policy.layout, drawing.sampling.guidance
     words = policy.tokenizer.encode(CONTEXT.parts[0], add_special_tokens=False)
-    ids = torch.tensor([layout.drawing(w, (canvas + layout.first_image).tolist()) for w in (words, [])])
-    c, u = policy.network.logits(ids, layout.drawing_mask(ids))[:, -N - 1 : -1, layout.first_image : layout.mask]
-    return torch.log_softmax(u + guidance * (c - u), -1).gather(1, drawing.ids[:, None])[:, 0]
+    c, u = canvas_logits(policy, [words, []], canvas)
+    return torch.log_softmax(u + drawing.sampling.guidance * (c - u), -1).gather(1, drawing.ids[:, None])[:, 0]
 
 
 def gradient(policy: ShowO, total: Tensor) -> Tensor:

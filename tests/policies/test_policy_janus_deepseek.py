@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
+from tests.policies.damage import Damage, change_json, change_text, change_weights, remove
 from unison.cli import main as cli
 from unison.config import PolicyConfig
 from unison.policies import load_policy
@@ -304,42 +305,12 @@ def test_a_dry_run_reads_the_layout(
 LAST = "model-00002-of-00002.safetensors"
 
 
-def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
-    def edit(folder: Path) -> None:
-        for file in folder.glob("*.safetensors"):
-            weights = load_file(file)
-            change(weights)
-            file.unlink()  # a link to the original
-            save_file(weights, file)
-
-    return edit
-
-
-def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    def edit(folder: Path) -> None:
-        values = json.loads((folder / name).read_text())
-        change(values)
-        (folder / name).unlink()
-        (folder / name).write_text(json.dumps(values))
-
-    return edit
-
-
-def change_tokens(old: str, new: str) -> Callable[[Path], object]:
-    def edit(folder: Path) -> None:
-        text = (folder / "tokenizer.json").read_text()
-        (folder / "tokenizer.json").unlink()
-        (folder / "tokenizer.json").write_text(text.replace(old, new))
-
-    return edit
-
-
 def reshape(key: str, *shape: int) -> Callable[[dict[str, Tensor]], object]:
     return lambda weights: weights.update({key: torch.zeros(shape)}) if key in weights else None
 
 
 VISION = "vision_model.vision_tower."
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing key": (
         change_weights(lambda w: w.pop("gen_head.output_mlp_projector.bias", None)),
         r"config\.json:\n  missing: model\.generation_head\.proj_out\.bias$",
@@ -365,14 +336,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         change_weights(reshape(f"{VISION}blocks.0.attn.qkv.weight", 90, 32)),
         r"misshapen: .*attn\.qkv\.weight gives \[30, 32\], the configuration wants \[32, 32\]$",
     ),
-    "missing shard": (lambda folder: (folder / LAST).unlink(), r"(?s)missing: .*missing: .*missing: "),
+    "missing shard": (remove(LAST), r"(?s)missing: .*missing: .*missing: "),
     "truncated shard": (
         lambda folder: ((folder / LAST).unlink(), (folder / LAST).write_bytes(b"1234567890")),
         "policy.path",
     ),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), r"cannot read tokenizer\.json"),
+    "no tokenizer": (remove("tokenizer.json"), r"cannot read tokenizer\.json"),
     "no pad token": (
-        change_tokens("<｜▁pad▁｜>", "<pad>"),
+        change_text("tokenizer.json", lambda text: text.replace("<｜▁pad▁｜>", "<pad>")),
         r"tokenizer\.json has no '<｜▁pad▁｜>' \(pad_token\)",
     ),
     "no section": (change_json("config.json", lambda c: c.pop("vision_config")), r"config\.json has no vision_config"),

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from unison.policies.base import Policy
-from unison.policies.decisions.tokens import exponentials, relaxed_rows, straight_through
+from benchmarks.speed import showo_published as published
+from tests.policies.test_contract import (
+    PROMPTS,
+    QUESTION,
+    RELAXED,
+    answer_gradients,
+    drawings,
+    first_rounds,
+    hard,
+    relaxed,
+)
+from unison.policies.decisions.tokens import exponentials, relaxed_rows
 from unison.policies.decoding.masked import masked_once_more
 from unison.policies.janus.policy import Janus
 from unison.policies.showo.policy import ShowO, question
 from unison.recipes.corl import LANGUAGE_MODEL_ONLY
 from unison.types import Context, Relaxed, Sampling, Tokens
 
-SAMPLINGS = {
-    "plain": Sampling(),
-    "guided": Sampling(guidance=2.0, temperature=0.8),
-    "guided, conditional logits": Sampling(guidance=2.0, score_conditional=True),
-}
-PROMPTS = (Context(("a red circle",)), Context(("two blue squares",)))
-QUESTION = "What color is the circle?"
-
-
 # -- the estimator -------------------------------------------------------------------------------------------------
+
+
+def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
+    """One-hot rows of given draws [N, V], with the gradient of the relaxation."""
+    identity, table = torch.nn.Identity(), torch.eye(logits.shape[-1])
+    return relaxed_rows(identity, logits, ids, Sampling(), temperature, exponential, table)
 
 
 @pytest.fixture
@@ -123,151 +131,28 @@ def test_the_canvas_of_a_round_is_one_that_the_drawing_was_decided_on():
 # -- the policies ------------------------------------------------------------------------------------------------------
 
 
-ADAPTERS = r"showo\..*\.(embed_tokens|q_proj|k_proj|v_proj|dense|fc1|fc2|lm_head)"
-
-
-@pytest.fixture(scope="module")
-def adapted(make_showo: Callable[..., ShowO]) -> ShowO:
-    """Show-o with adapters that are not zero, on embedding and output head too."""
-    adapted = make_showo(lora_rank=4, lora_targets=ADAPTERS)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return adapted
-
-
-@pytest.fixture(params=["policy", "showo", "showo_clip", "adapted"])
-def family(request: pytest.FixtureRequest) -> Janus | ShowO:
-    """Janus, Show-o, Show-o that reads images through CLIP, and Show-o with adapters."""
-    return request.getfixturevalue(request.param)
-
-
-def drawings(policy: Policy, sampling: Sampling) -> list[Tokens]:
-    found = policy.draw(PROMPTS, sampling, [1, 2])
-    return [action for action in found if isinstance(action, Tokens)]
-
-
-def relaxed(policy: Policy, sampling: Sampling, temperature: float = 1.0, whole: bool = False) -> list[Context]:
-    """The question about each drawing, relaxed; with `whole` through the canvas of its first round, all masked."""
-    return [
-        Context((Relaxed(prompt, drawing, temperature, first_rounds(drawing)[0] if whole else seed), QUESTION))
-        for seed, (prompt, drawing) in enumerate(zip(PROMPTS, drawings(policy, sampling), strict=True))
-    ]
-
-
-def first_rounds(drawing: Tokens) -> list[int]:
-    """Seeds whose canvas is that of the drawing's first round."""
-    return [seed for seed in range(2000) if masked_once_more(drawing.order, seed).all()]
-
-
-def hard(policy: Policy, sampling: Sampling) -> list[Context]:
-    """The question about each drawing as it is, which cuts the gradient's path."""
-    return [Context((drawing, QUESTION)) for drawing in drawings(policy, sampling)]
-
-
-def gradients(policy: Policy, contexts: list[Context]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The answers' NLL, and its gradient, zeros where nothing depends on a weight."""
-    trained = {name: p for name, p in policy.network.named_parameters() if p.requires_grad}
-    loss = policy.nll(contexts, ["red"] * len(contexts))
-    weights = torch.linspace(1, 2, len(loss))
-    found = torch.autograd.grad((weights * loss).sum(), list(trained.values()), allow_unused=True)
-    return loss, {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(trained.items(), found, strict=True)}
-
-
-def drawing_side(policy: Policy, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients at weights that only drawing uses: Janus' head and aligner, the rows of Show-o's embedding that
-    stand for a masked position and that open a prompt."""
-    if not isinstance(policy, ShowO):
-        return {n: g for n, g in found.items() if "generation_head" in n or "generation_aligner" in n}
-    layout = policy.layout
-    rows = {name: g if len(g) == layout.vocabulary else g.T for name, g in found.items() if "embed_tokens" in name}
-    ids = {"mask": layout.mask, "prompt": layout.special("<|t2i|>")}
-    return {f"{name} {use}": g[row] for name, g in rows.items() for use, row in ids.items() if g.shape[0] > row}
-
-
-@pytest.mark.parametrize("case", SAMPLINGS)
-def test_a_relaxed_drawing_reads_as_the_drawing_itself(family: Policy, case: str):
-    with torch.no_grad():
-        expected = family.nll(hard(family, SAMPLINGS[case]), ["red"] * 2)
-        for whole in (False, True):
-            found = family.nll(relaxed(family, SAMPLINGS[case], whole=whole), ["red"] * 2)
-            torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("case", SAMPLINGS)
-def test_the_answers_gradient_reaches_the_drawing_side_and_vanishes_where_the_path_is_cut(family: Policy, case: str):
-    _, through = gradients(family, relaxed(family, SAMPLINGS[case], whole=True))
-    largest = max(g.abs().max() for g in through.values())
-    side = drawing_side(family, through)
-    assert side
-    for name, gradient in side.items():
-        assert gradient.isfinite().all(), name
-        assert gradient.abs().max() > 1e-6 * largest, name
-    _, cut = gradients(family, hard(family, SAMPLINGS[case]))
-    assert not any(gradient.any() for gradient in drawing_side(family, cut).values())
-
-
 def test_frozen_parts_let_the_gradient_through(make_policy: Callable[..., Janus]):
     """The language model drew, so its own weights get more than the answer's gradient."""
     policy = make_policy(frozen=LANGUAGE_MODEL_ONLY)
-    _, through = gradients(policy, relaxed(policy, Sampling()))
-    _, cut = gradients(policy, hard(policy, Sampling()))
+    _, through = answer_gradients(policy, relaxed(policy, Sampling()))
+    _, cut = answer_gradients(policy, hard(policy, Sampling()))
     assert max((through[name] - cut[name]).abs().max().item() for name in cut) > 1e-4
-
-
-def test_each_drawing_is_relaxed_by_itself(family: Policy):
-    """Batches of one and of both, of two samplings and temperatures, give the same gradients."""
-    one, two = (
-        relaxed(family, SAMPLINGS["plain"])[0],
-        relaxed(family, SAMPLINGS["guided"], temperature=0.5)[1],
-    )
-    loss, together = gradients(family, [one, two])
-    losses, apart = zip(*(gradients(family, [context]) for context in (one, two)), strict=True)
-    torch.testing.assert_close(loss, torch.cat(losses))
-    sides = [drawing_side(family, side) for side in apart]
-    for name, gradient in drawing_side(family, together).items():
-        expected = sides[0][name] + 2 * sides[1][name]
-        assert (expected - gradient).abs().max() <= 1e-3 * gradient.abs().max(), name
-    backwards, _ = gradients(family, [two, one])
-    torch.testing.assert_close(backwards, loss.flip(0))
-
-
-def test_the_seed_is_the_noise(family: Policy):
-    prompt, drawing = PROMPTS[0], drawings(family, Sampling())[0]
-    one, other_seed = first_rounds(drawing)[:2]  # of one canvas
-    found = [
-        drawing_side(family, gradients(family, [Context((Relaxed(prompt, drawing, 1.0, s), QUESTION))])[1])
-        for s in (one, one, other_seed)
-    ]
-    name = next(iter(found[0]))
-    same, again, other = (side[name] for side in found)
-    torch.testing.assert_close(again, same)
-    assert (other - same).abs().max() > 1e-3 * same.abs().max()
 
 
 # -- Show-o, written out in the published sequences --------------------------------------------------------------------
 
 
-def published_logits(policy: ShowO, prompt: Context, canvas: Tensor) -> Tensor:
-    """Logits of the image codes over a canvas, the whole padded sequence at once. [N, K]"""
-    layout = policy.layout
-    ids = torch.tensor([layout.drawing(policy._prompt_ids(prompt), (canvas + layout.first_image).tolist())])
-    logits = policy.network.logits(ids, layout.drawing_mask(ids))[0]
-    return logits[-layout.image_tokens - 1 : -1, layout.first_image : layout.mask]
-
-
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, whole: bool):
     """dL/d(one-hot) of the question about the drawing, times the one-hots' softmax over the drawing's logits."""
-    sampling, temperature = SAMPLINGS["guided"], 0.7
+    sampling, temperature = RELAXED["guided"], 0.7
     layout, codes = showo.layout, drawings(showo, sampling)[0]
     seed = first_rounds(codes)[0] if whole else 5
     hidden = masked_once_more(codes.order, seed)
     assert hidden.all() == whole
-    answer = showo.encode(["red"])[0].ids.tolist()
-    ids = layout.answering((codes.ids + layout.first_image).tolist(), showo._ids(question(QUESTION)))
+    answer = cast(Tokens, showo.encode(["red"])[0]).ids.tolist()
+    image = (codes.ids + layout.first_image).tolist()
+    ids = published.answering(layout, image, showo._ids(question(QUESTION)))
     start = len(ids)
     ids = torch.tensor([[*ids, *answer]])
     table = showo.embed_ids.weight[layout.first_image : layout.mask].detach()
@@ -275,13 +160,13 @@ def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, 
     read = embeds[0, 2 : 2 + layout.image_tokens].clone().requires_grad_()
     embeds = torch.cat([embeds[:, :2], read[None], embeds[:, 2 + layout.image_tokens :]], 1)
     logits = showo.network.showo(
-        inputs_embeds=embeds, attention_mask=layout.answering_mask(ids)[:, None], use_cache=False
+        inputs_embeds=embeds, attention_mask=published.answering_mask(layout, ids)[:, None], use_cache=False
     ).logits[0]
     loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], torch.tensor(answer))
     (to_read,) = torch.autograd.grad(loss, read)
 
     masked_codes = codes.ids.masked_fill(hidden, layout.codes)
-    c, u = (published_logits(showo, prompt, masked_codes) for prompt in (PROMPTS[0], Context(())))
+    c, u = published.canvas_logits(showo, [showo._prompt_ids(PROMPTS[0]), []], masked_codes)
     z = (u + sampling.guidance * (c - u)) / sampling.temperature
     noise = exponentials([seed], (layout.image_tokens, layout.codes))[0]
     soft = by_hand(z[hidden].detach(), codes.ids[hidden], temperature, noise[hidden])
@@ -290,8 +175,8 @@ def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, 
     trained = {name: p for name, p in showo.network.named_parameters() if p.requires_grad}
     expected = torch.autograd.grad((z[hidden] * to_logits).sum(), list(trained.values()), allow_unused=True)
 
-    _, through = gradients(showo, [Context((Relaxed(PROMPTS[0], codes, temperature, seed), QUESTION))])
-    _, cut = gradients(showo, hard(showo, sampling)[:1])
+    _, through = answer_gradients(showo, [Context((Relaxed(PROMPTS[0], codes, temperature, seed), QUESTION))])
+    _, cut = answer_gradients(showo, hard(showo, sampling)[:1])
     largest = max(g.abs().max() for g in expected if g is not None)
     assert largest > 1e-4
     for (name, _), wanted in zip(trained.items(), expected, strict=True):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unison import recipes
-from unison.config import ObjectiveConfig, RunConfig, ScoringConfig
+from unison.config import ObjectiveConfig, PolicyConfig, RunConfig, ScoringConfig
 from unison.objectives.grpo import grpo, sampling_difference
 from unison.policies.decoding import causal
 from unison.policies.janus.policy import Janus
@@ -55,9 +55,11 @@ def test_exact_logits_are_those_of_the_weights_type() -> None:
     torch.manual_seed(0)
     head, hidden = nn.Linear(64, 50), torch.randn(3, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        with causal.to_logits(head, causal.Decoding(exact_logits=True)) as to_logits:
+        plain = causal.Speaker(nn.Identity(), nn.Identity(), head)
+        own = replace(plain, config=PolicyConfig("", rollout_dtype="bfloat16"))
+        with causal.to_logits(own) as to_logits:
             exact = to_logits(hidden)
-        with causal.to_logits(head, causal.Decoding()) as to_logits:
+        with causal.to_logits(plain) as to_logits:
             rounded = to_logits(hidden)
     with torch.no_grad():
         expected = head(hidden)

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
+from benchmarks.speed import showo_published as upstream
 from unison.policies.decisions import selection, tokens
 from unison.policies.decoding import causal, masked
 from unison.policies.showo import shape
-from unison.policies.showo.layout import IGNORED, SPECIAL, Layout, causal_mask
+from unison.policies.showo.layout import SPECIAL, Layout
 from unison.policies.showo.magvit import PUBLISHED, MagvitConfig
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork, projector, read_config
 from unison.types import Sampling
@@ -71,7 +72,7 @@ def test_ids_are_the_published_ones(golden: Path, facts: dict[str, Any]) -> None
     for layout, ids in ((real, published), (LAYOUT, tiny)):
         assert layout.first_image == ids["first_image_token_id"]
         assert layout.mask == ids["mask_token_id"]
-        assert layout.vocabulary == ids["vocab_size"]
+        assert layout.mask + 1 == ids["vocab_size"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,10 +110,10 @@ def test_the_golden_weights_are_reproduced(network: ShowONetwork, facts: dict[st
 def test_sequences_are_the_published_ones(facts: dict[str, Any]) -> None:
     for case in facts["layout_cases"]:
         text, image = case["text_token_ids"], case["image_ids"]
-        assert LAYOUT.drawing(text, image) == case["t2i_gen"]["ids"], case["name"]
-        assert LAYOUT.drawing([], image) == case["t2i_train_condition_dropped"]["ids"], case["name"]
-        assert LAYOUT.caption(image, text) == case["mmu_train"]["ids"], case["name"]
-        assert LAYOUT.text(text, case["lm"]["max_seq_len"]) == case["lm"]["ids"], case["name"]
+        assert upstream.drawing(LAYOUT, text, image) == case["t2i_gen"]["ids"], case["name"]
+        assert upstream.drawing(LAYOUT, [], image) == case["t2i_train_condition_dropped"]["ids"], case["name"]
+        assert upstream.caption(LAYOUT, image, text) == case["mmu_train"]["ids"], case["name"]
+        assert upstream.text_alone(LAYOUT, text, case["lm"]["max_seq_len"]) == case["lm"]["ids"], case["name"]
 
 
 def test_the_unpadded_prompt_is_the_end_of_the_padded_one(facts: dict[str, Any]) -> None:
@@ -124,7 +125,7 @@ def test_the_unpadded_prompt_is_the_end_of_the_padded_one(facts: dict[str, Any])
 
 def test_attention_in_drawings_is_the_published_one(numbers: dict[str, Tensor]) -> None:
     ids = torch.cat([numbers["t2i.cond_ids"], numbers["t2i.uncond_ids"]])
-    assert torch.equal(LAYOUT.drawing_mask(ids), numbers["t2i.mask"][:, 0])
+    assert torch.equal(upstream.drawing_mask(LAYOUT, ids), numbers["t2i.mask"][:, 0])
 
 
 def test_attention_with_pads_that_are_seen_is_the_published_one(numbers: dict[str, Tensor]) -> None:
@@ -133,29 +134,29 @@ def test_attention_with_pads_that_are_seen_is_the_published_one(numbers: dict[st
     ids = torch.cat([numbers["t2i.cond_ids"], numbers["t2i.uncond_ids"]])
     seen = numbers["t2i.mask_rm_pad_false"][:, 0]
     word = LAYOUT.eot
-    assert torch.equal(LAYOUT.drawing_mask(ids.where(ids != LAYOUT.pad, word)), seen)
-    hidden = seen & ~LAYOUT.drawing_mask(ids)
+    assert torch.equal(upstream.drawing_mask(LAYOUT, ids.where(ids != LAYOUT.pad, word)), seen)
+    hidden = seen & ~upstream.drawing_mask(LAYOUT, ids)
     assert hidden.any()
     assert (ids[hidden.nonzero()[:, 0], hidden.nonzero()[:, 2]] == LAYOUT.pad).all()
 
 
 def test_attention_without_pads_hides_nothing() -> None:
-    ids = torch.tensor([LAYOUT.drawing(range(10, 20), [LAYOUT.mask] * N)])
-    mask = LAYOUT.drawing_mask(ids)[0]
+    ids = torch.tensor([upstream.drawing(LAYOUT, range(10, 20), [LAYOUT.mask] * N)])
+    mask = upstream.drawing_mask(LAYOUT, ids)[0]
     assert mask[13:].all()
     assert torch.equal(mask[:13], torch.ones_like(mask).tril()[:13])
 
 
 @pytest.mark.parametrize("kind", ["mmu", "mmu_train"])
 def test_attention_in_answers_is_the_published_one(numbers: dict[str, Tensor], kind: str) -> None:
-    assert torch.equal(LAYOUT.answering_mask(numbers[f"{kind}.ids"]), numbers[f"{kind}.mask"][:, 0])
+    assert torch.equal(upstream.answering_mask(LAYOUT, numbers[f"{kind}.ids"]), numbers[f"{kind}.mask"][:, 0])
 
 
 @pytest.mark.parametrize("system", [0, 28])
 def test_attention_with_clip_is_the_published_one(numbers: dict[str, Tensor], system: int) -> None:
     published = numbers[f"mmu_vit_mask.sys{system}"][0, 0]
     at = torch.arange(len(published))
-    assert torch.equal(causal_mask((at >= system + 2) & (at < system + 2 + 576)), published)
+    assert torch.equal(upstream.causal_mask((at >= system + 2) & (at < system + 2 + 576)), published)
 
 
 # -- the network ---------------------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def test_logits_are_the_published_ones(network: ShowONetwork, numbers: dict[str,
         ids, mask, wanted = numbers["t2i.partial_ids"], "t2i.mask", "t2i.partial_logits"
     else:
         ids, mask, wanted = numbers[f"{kind}.ids"], f"{kind}.mask", f"{kind}.logits"
-    ours = network.logits(ids, numbers[mask][:, 0])
+    ours = upstream.logits(network, ids, numbers[mask][:, 0])
     assert (ours - numbers[wanted]).abs().max() < LOGITS
 
 
@@ -202,17 +203,17 @@ def test_training_losses_are_the_published_ones(
     network: ShowONetwork, numbers: dict[str, Tensor], facts: dict[str, Any]
 ) -> None:
     logits, labels, losses = (
-        network.logits(numbers["train.ids"], numbers["train.mask"][:, 0]),
+        upstream.logits(network, numbers["train.ids"], numbers["train.mask"][:, 0]),
         numbers["train.labels"],
         {},
     )
     drawing = slice(LAYOUT.text_tokens + 1, None)
     losses["loss_t2i"] = F.cross_entropy(
-        logits[:2, drawing].flatten(0, 1), labels[:2, drawing].flatten(), ignore_index=IGNORED
+        logits[:2, drawing].flatten(0, 1), labels[:2, drawing].flatten(), ignore_index=upstream.IGNORED
     )
     for name, rows in (("loss_lm", slice(2, 4)), ("loss_mmu", slice(4, 6))):
         shifted, wanted = logits[rows, :-1].flatten(0, 1), labels[rows, 1:].flatten()
-        losses[name] = F.cross_entropy(shifted, wanted, ignore_index=IGNORED)
+        losses[name] = F.cross_entropy(shifted, wanted, ignore_index=upstream.IGNORED)
     for name, loss in losses.items():
         assert loss.item() == pytest.approx(facts["train_losses"][name], abs=1e-5), name
 
@@ -224,7 +225,7 @@ def test_random_masking_is_the_published_one(numbers: dict[str, Tensor], facts: 
     hidden = masked.random_masking(share, u)
     codes = numbers["train_masking.codes"]
     assert torch.equal(codes.masked_fill(hidden, LAYOUT.mask), numbers["train_masking.input_ids"])
-    assert torch.equal(codes.masked_fill(~hidden, IGNORED), numbers["train_masking.labels"])
+    assert torch.equal(codes.masked_fill(~hidden, upstream.IGNORED), numbers["train_masking.labels"])
 
 
 # -- masked decoding -----------------------------------------------------------------------------------------------

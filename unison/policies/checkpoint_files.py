@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+T = TypeVar("T")
 CONVERSION = (
     "import sys, torch, pathlib; from safetensors.torch import save_file; "
     "[save_file({k: v.contiguous().clone() for k, v in s.get('model', s).items()}, f.with_suffix('.safetensors')) "
@@ -60,6 +63,20 @@ def compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], dropped: 
         ),
         dropped=left_out,
     )
+
+
+def read_fields(kind: type[T], raw: Mapping[str, Any], file: Path | str) -> T:
+    """The fields of a configuration, among others in the file that are ignored.
+
+    Raises:
+        ValueError: one is missing or of the wrong type.
+    """
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(kind).validate_python({name: value for name, value in raw.items() if name in names})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{file} {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def find_files(folder: Path, alternative: str = "") -> list[Path]:

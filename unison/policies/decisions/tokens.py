@@ -111,26 +111,6 @@ def beside_divergence(logps: Sequence[Tensor], anchors: Sequence[Tensor] | None)
     return [torch.stack([p, divergence(p, anchor)]) for p, anchor in zip(logps, anchors, strict=True)]
 
 
-def straight_through(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
-    """One-hot rows of given draws whose gradient is that of a Gumbel-softmax of the logits.
-
-    The Gumbel noise is drawn *given that the drawn token won*, so the forward value is the draw itself, and draw and
-    gradient are distributed as if the draw had been made by the straight-through Gumbel-softmax in the first place
-    (Jang et al., arXiv 1611.01144; conditional noise: Paulus et al., arXiv 2010.04838).
-
-    Args:
-        logits: [N, V] of the distribution that the tokens were drawn from.
-        ids: [N]
-        temperature: of the softmax, above 0; lower is less biased and of higher variance.
-        exponential: [N, V] of unit rate, the noise.
-
-    Returns:
-        [N, V]; the gradient to the logits is that of softmax((log p + noise) / temperature).
-    """
-    soft = _gumbel_softmax(logits, ids, temperature, exponential)
-    return torch.nn.functional.one_hot(ids, logits.shape[-1]) + (soft - soft.detach())
-
-
 def _gumbel_softmax(logits: Tensor, ids: Tensor, temperature: float, exponential: Tensor) -> Tensor:
     logp = torch.log_softmax(logits.float(), -1)
     with torch.no_grad():
@@ -151,10 +131,14 @@ def relaxed_rows(
     table: Tensor,
     unconditional: Tensor | None = None,
 ) -> Tensor:
-    """Rows of a table looked up by given draws, with the gradient of `straight_through` one-hots times the table.
+    """Rows of a table looked up by given draws, with the gradient of a Gumbel-softmax of the logits times the table.
+
+    The Gumbel noise is drawn *given that the drawn token won*, so the forward value is the draw itself, and draw and
+    gradient are distributed as if the draw had been made by the straight-through Gumbel-softmax in the first place
+    (Jang et al., arXiv 1611.01144; conditional noise: Paulus et al., arXiv 2010.04838).
 
     Args:
-        temperature: of the Gumbel-softmax.
+        temperature: of the Gumbel-softmax, above 0; lower is less biased and of higher variance.
         exponential: [N, V] noise of unit rate.
         table: [V, E] embeddings or codebook.
         (others as in `score`; logits are recomputed in the backward pass here too)

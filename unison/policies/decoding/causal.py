@@ -166,6 +166,9 @@ class Rows:
         return x[:count][which], None if self.unconditional is None else x[count:][which]
 
 
+PLAIN = PolicyConfig("", gradient_checkpointing="never")
+
+
 @dataclass(frozen=True)
 class Speaker:
     """A causal `transformers` decoder over input embeddings, with what stands before and after it."""
@@ -175,6 +178,8 @@ class Speaker:
     """Token ids [N] -> embeddings [N, D]."""
     head: Callable[[Tensor], Tensor]
     """States [N, D] -> logits [N, V]."""
+    config: PolicyConfig = PLAIN
+    """How it computes, which changes no number but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -191,25 +196,6 @@ class Prompts:
         return run_prefixes(network, self.prefixes, self.open_to_all, None, keep, self.positions, recompute)
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How sampling computes, which changes no distribution but for rounding."""
-
-    width: int = 0
-    """Texts at a time; 0 takes all."""
-    exact_logits: bool = False
-    """Compute logits in the type of the head's weights, not in autocast's."""
-    compiled: bool = False
-    """Decode by `graph.StaticStep`, compiled."""
-
-    @classmethod
-    def of(cls, config: PolicyConfig) -> Decoding:
-        return cls(config.rows_writing, config.rollout_dtype is not None, config.compile_decode)
-
-
-DEFAULT = Decoding()
-
-
 @torch.no_grad()
 def sample(
     speaker: Speaker,
@@ -217,15 +203,13 @@ def sample(
     sampling: Sampling,
     u: Tensor,
     stop: int | None = None,
-    decoding: Decoding = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """Samples one continuation a row.
+    """Samples one continuation a row, all rows at once (see `refill.sample`).
 
     Args:
         sampling: temperature and classifier-free guidance.
         u: uniform numbers [B, L]; L is the longest continuation.
         stop: id that ends a row, None for continuations of fixed length.
-        decoding: how it is computed, whose width plays no part here (see `refill.sample`).
 
     Returns:
         ids [B, L'] and log-probabilities [B, L'] with L' <= L; what follows a row's stop token is to be ignored.
@@ -236,8 +220,7 @@ def sample(
     ids: list[Tensor] = []
     logps: list[Tensor] = []
     running = torch.ones(len(rows.prefix), dtype=torch.bool, device=u.device)
-    decoder, head = _decoder(speaker.network, done, branches, u.shape[1], decoding), to_logits(speaker.head, decoding)
-    with decoder as step, head as logits:
+    with _decoder(speaker, done, branches, u.shape[1]) as step, to_logits(speaker) as logits:
         for t in range(u.shape[1]):
             if t:
                 hidden = step(rows.repeat(speaker.embed(ids[-1])))
@@ -256,13 +239,11 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def _decoder(
-    network: nn.Module, done: Prefixed, rows: Tensor, room: int, decoding: Decoding = DEFAULT
-) -> Iterator[Decode]:
+def _decoder(speaker: Speaker, done: Prefixed, rows: Tensor, room: int) -> Iterator[Decode]:
     """Continues prefix `rows[b]` in row b by up to `room` positions, one a call."""
     done.cache.continue_with(rows, room)
     visible = F.pad(done.visible[rows], (0, room), value=True)
-    with continuing(network, decoding) as start:
+    with continuing(speaker) as start:
         yield start(done.cache, visible, done.lengths[rows], done.visible.shape[1])
 
 
@@ -272,10 +253,11 @@ Start: TypeAlias = "Callable[[PrefixCache, Tensor, Tensor, int], cpu.Decoder | _
 
 
 @contextmanager
-def continuing(network: nn.Module, decoding: Decoding) -> Iterator[Start]:
+def continuing(speaker: Speaker) -> Iterator[Start]:
     """Inside it rows are continued with weights prepacked as they are now: by our own step where it fits the network,
     else by the network's own forward; or, compiled, with the weights themselves."""
-    if decoding.compiled:
+    network = speaker.network
+    if speaker.config.compile_decode:
         yield lambda cache, *where: graph.StaticStep(network, cache.layers, *where, compiled=True)
         return
     if cpu.supports(network):
@@ -311,9 +293,11 @@ class _Forward:
 
 
 @contextmanager
-def to_logits(head: Callable[[Tensor], Tensor], decoding: Decoding) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The head with prepacked weights, in autocast's type or in the weights' own."""
-    if not decoding.exact_logits:
+def to_logits(speaker: Speaker) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The head with prepacked weights, in autocast's type, or in the weights' own where sampling has a type of its
+    own."""
+    head = speaker.head
+    if speaker.config.rollout_dtype is None:
         with prepacked(head):
             yield head
         return
@@ -339,65 +323,47 @@ def decide(
     return ids, logp
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How scoring computes, which changes no number but for rounding."""
-
-    recompute: Recompute = "never"
-    """Whether the layers compute inner states, of prefixes and of continuations, once more in the backward pass."""
-    packed: bool = False
-    """In one sequence under a block mask (`packed.states`), not in rows."""
-
-    @classmethod
-    def of(cls, config: PolicyConfig) -> Scoring:
-        return cls(config.gradient_checkpointing, config.attention == "flex")
-
-
-IN_ROWS = Scoring()
-
-
 def score(
     speaker: Speaker,
     prompts: Prompts,
     sampling: Sampling,
     continuations: Sequence[Tensor],
-    scoring: Scoring = IN_ROWS,
 ) -> list[Tensor]:
     """Log-probabilities of given continuations, differentiable.
 
     Args:
         sampling: temperature and classifier-free guidance.
         continuations: the ids of each row, each [L_b].
-        scoring: how it is computed.
 
     Returns:
         each [L_b] float32
     """
     lengths = [len(ids) for ids in continuations]
     ids = [part.to(prompts.rows.prefix.device) for part in continuations]
-    hidden = (_states_in_one if scoring.packed else _states_in_rows)(speaker, prompts, ids, scoring.recompute)
-    return list(tokens.score(speaker.head, hidden[0], torch.cat(ids), sampling, hidden[1]).split(lengths))
+    states = _states_in_one if speaker.config.attention == "flex" else _states_in_rows
+    conditional, unconditional = states(speaker, prompts, ids)
+    return list(tokens.score(speaker.head, conditional, torch.cat(ids), sampling, unconditional).split(lengths))
 
 
 def _states_in_rows(
-    speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor], recompute: Recompute
+    speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None]:
     """The states that predict all given tokens, row after row, of both branches. [N, D] each"""
-    done, rows = prompts.run(speaker.network, recompute=recompute), prompts.rows
+    again, rows = speaker.config.gradient_checkpointing, prompts.rows
+    done = prompts.run(speaker.network, recompute=again)
     ids = pad_sequence(list(continuations), batch_first=True)
     lengths = torch.tensor([len(row) for row in continuations], device=ids.device)
-    with checkpointed(speaker.network, rows.branches().numel() * ids.shape[1], recompute):
+    with checkpointed(speaker.network, rows.branches().numel() * ids.shape[1], again):
         hidden = continuation_states(speaker.network, done, rows, speaker.embed, ids)
     return rows.split(hidden, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])
 
 
-def _states_in_one(
-    speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor], recompute: Recompute
-) -> tuple[Tensor, Tensor | None]:
+def _states_in_one(speaker: Speaker, prompts: Prompts, continuations: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """The same in one packed sequence."""
     rows, prefixes = prompts.rows, prompts.prefixes
     every = [*continuations] * (1 if rows.unconditional is None else 2)
-    with checkpointed(speaker.network, sum(map(len, prefixes)) + sum(map(len, every)), recompute):
+    positions = sum(map(len, [*prefixes, *every]))
+    with checkpointed(speaker.network, positions, speaker.config.gradient_checkpointing):
         hidden = torch.cat(packed.states(speaker.network, prefixes, rows.branches(), speaker.embed, every))
     count = sum(map(len, continuations))
     return hidden[:count], None if rows.unconditional is None else hidden[count:]

@@ -19,14 +19,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from unison.policies.decisions import tokens
+from unison.policies.decisions.sde import in_chunks
 from unison.policies.decisions.selection import GIVEN
 from unison.policies.decoding import causal
 from unison.types import Sampling
@@ -42,18 +41,6 @@ POSITIONS_PER_CHUNK = 8_192
 POSITIONS_PER_CPU_PASS = 1_024
 
 
-class Chance(Protocol):
-    """Where the randomness of a batch of drawings comes from."""
-
-    def codes(self, t: int, logp: Tensor, cells: Tensor) -> Tensor:
-        """Draws codes in round t. log-probabilities [n, K] at cells [n] of the flattened [B, N] -> [n]"""
-        ...
-
-    def noise(self, t: int) -> Tensor:
-        """Standard Gumbel noise of round t. [B, N]"""
-        ...
-
-
 class RowChance:
     """Every row's randomness from its own seed: a drawing depends neither on its batch nor on the global generator."""
 
@@ -62,9 +49,11 @@ class RowChance:
         self.u = u.view(len(seeds), rounds, 2, positions)
 
     def codes(self, t: int, logp: Tensor, cells: Tensor) -> Tensor:
+        """Draws codes in round t. log-probabilities [n, K] at cells [n] of the flattened [B, N] -> [n]"""
         return tokens.pick(logp, self.u[:, t, 0].flatten()[cells])
 
     def noise(self, t: int) -> Tensor:
+        """Standard Gumbel noise of round t. [B, N]"""
         return gumbel(self.u[:, t, 1])
 
 
@@ -174,7 +163,7 @@ def sample(
     rows: causal.Rows,
     canvas: Tensor,
     sampling: Sampling,
-    chance: Chance,
+    chance: RowChance,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws by masked decoding.
 
@@ -218,7 +207,7 @@ def _round(
     rows: causal.Rows,
     canvas: Tensor,
     sampling: Sampling,
-    chance: Chance,
+    chance: RowChance,
     t: int,
     masked: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,27 +255,19 @@ def score(
     Returns:
         [B, N] float32, 0 where not wanted.
     """
-    canvases = _canvases(order, wanted)
+    row, t = _canvases(order, wanted).unbind(1)
+    decided = wanted[row] & (order[row] == t[:, None])  # [C, N] in the round of each canvas
 
-    def of_chunk(row: Tensor, t: Tensor) -> Tensor:
-        canvas = codes[row].masked_fill(order[row] >= t[:, None], reader.mask)
-        own = wanted[row] & (order[row] == t[:, None])
-        some = rows.some(row)
+    def of_chunk(which: Tensor) -> Tensor:
+        own, some = decided[which], rows.some(row[which])
+        canvas = codes[row[which]].masked_fill(order[row[which]] >= t[which, None], reader.mask)
         c, u = some.split(reader.states(canvas, some), own)
-        return tokens.score(reader.head, c, codes[row][own], sampling, u)
+        return tokens.score(reader.head, c, codes[row[which]][own], sampling, u)
 
     size = max(1, POSITIONS_PER_CHUNK // (codes.shape[1] * (1 if rows.unconditional is None else 2)))
-    chunks = canvases.split(size)
-    logps, places = [], []
-    for chunk in chunks:
-        row, t = chunk.unbind(1)
-        whole = len(chunks) == 1 or not torch.is_grad_enabled()
-        logps.append(of_chunk(row, t) if whole else checkpoint(of_chunk, row, t, use_reentrant=False))
-        own = wanted[row] & (order[row] == t[:, None])
-        cells = row[:, None] * codes.shape[1] + torch.arange(codes.shape[1], device=codes.device)
-        places.append(cells[own])
-    flat = torch.cat(logps)
-    return flat.new_zeros(codes.numel()).index_put((torch.cat(places),), flat).view_as(codes)
+    flat = in_chunks(of_chunk, len(row), size, codes.device)
+    cells = row[:, None] * codes.shape[1] + torch.arange(codes.shape[1], device=codes.device)
+    return flat.new_zeros(codes.numel()).index_put((cells[decided],), flat).view_as(codes)
 
 
 def masked_once_more(order: Tensor, seed: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 Every token sees its own prefix and what its own continuation has before it. Keys and values of a prefix then exist
 once, not once a row, and nothing is padded. The mask is sparse, so this wants an attention that skips empty blocks:
-PyTorch's FlexAttention, on a GPU (its backward pass is not there on a CPU). With a dense mask the same sequence goes
-through ordinary attention, which computes everything that the mask hides: for tests.
+PyTorch's FlexAttention, on a GPU (its backward pass is not there on a CPU).
 """
 
 from __future__ import annotations
@@ -50,11 +49,6 @@ class Layout:
         own = self.owner[query] == self.owner[key]
         return (key <= query) & (own | (self.owner[key] == self.base[query]))
 
-    def dense(self) -> Tensor:
-        """[1, 1, T, T] bool"""
-        at = torch.arange(len(self.owner), device=self.owner.device)
-        return self.sees(at[:, None], at)[None, None]
-
     def blocks(self) -> BlockMask:
         size = len(self.owner)
         return create_block_mask(lambda b, h, q, k: self.sees(q, k), None, None, size, size, str(self.owner.device))
@@ -66,7 +60,7 @@ def states(
     rows: Tensor,
     embed: Callable[[Tensor], Tensor],
     continuations: Sequence[Tensor],
-    dense: bool = False,
+    mask_of: Callable[[Layout], Any] = Layout.blocks,
 ) -> list[Tensor]:
     """The states that predict each given token.
 
@@ -76,7 +70,7 @@ def states(
         rows: [B] the prefix of each row.
         embed: token ids [N] -> embeddings [N, D].
         continuations: the ids of each row, each [L_b].
-        dense: hand over a dense mask, for ordinary attention.
+        mask_of: makes the attention mask.
 
     Returns:
         each [L_b, D]
@@ -84,9 +78,8 @@ def states(
     read = [ids[:-1] for ids in continuations]  # the last token is predicted but never read
     layout = Layout.of([len(p) for p in prefixes], rows, [len(ids) for ids in read])
     embeds = torch.cat([*prefixes, embed(torch.cat(read).to(rows.device))])[None]
-    mask = layout.dense() if dense else layout.blocks()
     out: Any = network(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=layout.positions[None], use_cache=False
+        inputs_embeds=embeds, attention_mask=mask_of(layout), position_ids=layout.positions[None], use_cache=False
     ).last_hidden_state[0]
     firsts, starts = layout.last[rows].tolist(), layout.starts.tolist()
     return [

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unison.policies.actions import sampled
 from unison.policies.decisions.tokens import uniforms
 from unison.policies.decoding import causal
-from unison.policies.decoding.causal import Decoding, PrefixCache, Prefixed, Prompts, Rows, Speaker, Start
+from unison.policies.decoding.causal import PrefixCache, Prefixed, Prompts, Rows, Speaker, Start
 from unison.types import Modality, Sampling, Tokens
 
 SHARE = 4
@@ -38,11 +38,10 @@ def act(
     seeds: Sequence[int],
     length: int,
     stop: int | None,
-    decoding: Decoding,
 ) -> list[Tokens]:
     """Samples an action of up to `length` tokens for every row, whose randomness comes from its own seed alone."""
     u = uniforms(seeds, length, prompts.rows.prefix.device)
-    written = sample(speaker, prompts, sampling, u, stop, decoding)
+    written = sample(speaker, prompts, sampling, u, stop)
     return [sampled(modality, ids, logp, stop, sampling) for ids, logp in zip(*written, strict=True)]
 
 
@@ -53,26 +52,26 @@ def sample(
     sampling: Sampling,
     u: Tensor,
     stop: int | None,
-    decoding: Decoding = causal.DEFAULT,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`causal.sample`, with texts of unequal length up to `decoding.width` at a time.
+    """`causal.sample`, with texts of unequal length up to `rows_writing` at a time.
 
     Returns:
         each row's ids [L_b] and log-probabilities [L_b], to its stop token or beyond.
     """
-    if stop is None or not decoding.width:
-        ids, logp = causal.sample(speaker, prompts, sampling, u, stop, decoding)
+    width = speaker.config.rows_writing
+    if stop is None or not width:
+        ids, logp = causal.sample(speaker, prompts, sampling, u, stop)
         return list(ids), list(logp)
     rows = prompts.rows
     assert rows.unconditional is None, "texts are written without guidance"
     done = prompts.run(speaker.network)
-    with causal.to_logits(speaker.head, decoding) as logits, causal.continuing(speaker.network, decoding) as start:
+    with causal.to_logits(speaker) as logits, causal.continuing(speaker) as start:
 
         def decide(hidden: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
             return causal.decide(logits, hidden, Rows(rows.prefix[: len(hidden)], None), sampling, chance)
 
         sheet = _Sheet.blank(u, stop)
-        _write_all(_Batch.empty(done, rows.prefix), sheet, decoding.width, start, speaker.embed, decide)
+        _write_all(_Batch.empty(done, rows.prefix), sheet, width, start, speaker.embed, decide)
         return sheet.rows()
 
 

@@ -113,8 +113,7 @@ class Janus(Policy):
     ) -> list[Tokens]:
         with self.autocast(sampling=True):
             prompts = self._prompts(contexts, modality, guided=modality == "image" and sampling.guidance != 1)
-            way = causal.Decoding.of(self.config)
-            return refill.act(self._speaker(modality), prompts, modality, sampling, seeds, length, stop, way)
+            return refill.act(self._speaker(modality), prompts, modality, sampling, seeds, length, stop)
 
     def forward(
         self, contexts: Sequence[Context], actions: Sequence[Action], anchors: Sequence[Tensor] | None = None
@@ -125,17 +124,16 @@ class Janus(Policy):
             with self.autocast():
                 guided = modality == "image" and sampling.scores_guided
                 prompts = self._prompts(pick(rows, contexts), modality, guided)
-                return causal.score(self._speaker(modality), prompts, sampling, ids, causal.Scoring.of(self.config))
+                return causal.score(self._speaker(modality), prompts, sampling, ids)
 
         return beside_divergence(in_kinds(list(map(kind_of, actions)), score), anchors)
 
     def _speaker(self, modality: Modality) -> causal.Speaker:
         network = self.network
-        if modality == "text":
-            return causal.Speaker(self.decoder, network.get_input_embeddings(), network.lm_head)
-        return causal.Speaker(
-            self.decoder, network.prepare_embeddings_for_image_generation, network.model.generation_head
-        )
+        embed, head = network.get_input_embeddings(), network.lm_head
+        if modality == "image":
+            embed, head = network.prepare_embeddings_for_image_generation, network.model.generation_head
+        return causal.Speaker(self.decoder, embed, head, self.config)
 
     # -- contexts ------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-PACK = 2  # side of the squares of a latent that make one position of a packed sequence
+SQUARE = 2  # side of the squares of a latent that make one position of a sequence
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Expert:
     """Field with the width of the pooled context, None where there is none."""
     time: Callable[[Any], float]
     """Configuration -> the number that it wants as the time of sigma = 1."""
-    packed: bool = False
+    squares: bool = False
     """Latents are sequences of 2 x 2 squares with the places of all positions beside them."""
 
 
@@ -40,7 +40,7 @@ EXPERTS = {
     ),
     "SD3Transformer2DModel": Expert("pos_embed", "joint_attention_dim", "pooled_projection_dim", lambda _: 1000.0),
     "FluxTransformer2DModel": Expert(
-        "x_embedder", "joint_attention_dim", "pooled_projection_dim", lambda _: 1.0, packed=True
+        "x_embedder", "joint_attention_dim", "pooled_projection_dim", lambda _: 1.0, squares=True
     ),
 }
 """By class name, as in the transformer's config.json."""
@@ -79,9 +79,9 @@ def pooled_width(transformer: nn.Module) -> int | None:
 
 def latent_channels(transformer: nn.Module) -> int:
     """C of its latents."""
-    packed = expert_of(transformer).packed
+    squares = expert_of(transformer).squares
     channels: int = transformer.config.in_channels  # type: ignore[union-attr, assignment]
-    return channels // PACK**2 if packed else channels
+    return channels // SQUARE**2 if squares else channels
 
 
 def embedder(transformer: nn.Module) -> nn.Module:
@@ -97,7 +97,7 @@ def embedding_width(transformer: nn.Module) -> int:
 
 def embed(transformer: nn.Module, embed: nn.Module, latents: Tensor) -> Tensor:
     """Latents through the transformer's embedder, or a copy of it. [B, C, h, w] -> [B, positions, E]"""
-    return embed(pack(latents) if expert_of(transformer).packed else latents)
+    return embed(to_squares(latents) if expert_of(transformer).squares else latents)
 
 
 def velocity(
@@ -117,19 +117,19 @@ def velocity(
     """
     expert = expert_of(transformer)
     inputs: dict[str, Any] = {
-        "hidden_states": (pack(x) if expert.packed else x).to(transformer.dtype),
+        "hidden_states": (to_squares(x) if expert.squares else x).to(transformer.dtype),
         "encoder_hidden_states": context.to(transformer.dtype),
         "timestep": sigma * expert.time(transformer.config),
     }
     if expert.pooled_width:
         assert pooled is not None
         inputs["pooled_projections"] = pooled.to(transformer.dtype)
-    if expert.packed:
+    if expert.squares:
         inputs["txt_ids"] = torch.zeros(context.shape[1], 3, device=x.device)
-        inputs["img_ids"] = places(x.shape[2] // PACK, x.shape[3] // PACK, x.device)
+        inputs["img_ids"] = places(x.shape[2] // SQUARE, x.shape[3] // SQUARE, x.device)
     with added(embedder(transformer), source):
         out = transformer(**inputs, return_dict=False)[0]
-    return (unpack(out, x.shape[2] // PACK) if expert.packed else out).float()
+    return (from_squares(out, x.shape[2] // SQUARE) if expert.squares else out).float()
 
 
 @contextmanager
@@ -149,18 +149,18 @@ def added(module: nn.Module, extra: Tensor | None) -> Iterator[None]:
         handle.remove()
 
 
-def pack(x: Tensor) -> Tensor:
+def to_squares(x: Tensor) -> Tensor:
     """Latents as sequences of squares. [B, C, h, w] -> [B, h w / 4, 4 C]"""
-    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=PACK, q=PACK)
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=SQUARE, q=SQUARE)
 
 
-def unpack(x: Tensor, rows: int) -> Tensor:
-    """The inverse of `pack`; `rows` of squares."""
-    return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=PACK, q=PACK)
+def from_squares(x: Tensor, rows: int) -> Tensor:
+    """The inverse of `to_squares`; `rows` of them."""
+    return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=SQUARE, q=SQUARE)
 
 
 def places(height: int, width: int, device: torch.device) -> Tensor:
-    """The place of every position of a packed sequence: (0, row, column). [height width, 3]"""
+    """The place of every position of a sequence of squares: (0, row, column). [height width, 3]"""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float().to(device)
 

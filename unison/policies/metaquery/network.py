@@ -13,14 +13,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -28,7 +27,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from unison import hub
 from unison.config import JoinConfig
-from unison.policies.checkpoint_files import compare, read_headers, read_state
+from unison.policies.checkpoint_files import compare, read_fields, read_headers, read_state
 from unison.policies.metaquery import diffusion
 
 BRIDGE = "connector.safetensors"
@@ -213,13 +212,7 @@ def read_config(file: Path) -> MetaQueryConfig:
     Raises:
         ValueError: a field is missing or of the wrong type.
     """
-    names = {f.name for f in fields(MetaQueryConfig)}
-    raw = {name: value for name, value in json.loads(file.read_text()).items() if name in names}
-    try:
-        return TypeAdapter(MetaQueryConfig).validate_python(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{file} {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return read_fields(MetaQueryConfig, json.loads(file.read_text()), file)
 
 
 def read_language_model(path: str, part: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:

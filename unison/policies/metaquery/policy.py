@@ -114,16 +114,15 @@ class MetaQuery(Policy):
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         with self.autocast(sampling=True):
-            asked, way = self._questions(contexts), causal.Decoding.of(self.config)
+            asked = self._questions(contexts)
             length, stop = sampling.max_tokens, self.tokenizer.eos_token_id
-            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop, way)
+            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop)
 
     def _score_replies(
         self, contexts: Sequence[Context], replies: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
         with self.autocast():
-            ids, way = [reply.ids for reply in replies], causal.Scoring.of(self.config)
-            return causal.score(self._speaker, self._questions(contexts), sampling, ids, way)
+            return causal.score(self._speaker, self._questions(contexts), sampling, [reply.ids for reply in replies])
 
     def _questions(self, contexts: Sequence[Context]) -> causal.Prompts:
         """Every distinct context, and which each row continues."""
@@ -136,7 +135,8 @@ class MetaQuery(Policy):
 
     @property
     def _speaker(self) -> causal.Speaker:
-        return causal.Speaker(self.decoder, self.network.qwen.get_input_embeddings(), self.network.qwen.lm_head)
+        qwen = self.network.qwen
+        return causal.Speaker(self.decoder, qwen.get_input_embeddings(), qwen.lm_head, self.config)
 
     # -- reading -------------------------------------------------------------------------------------------------
 

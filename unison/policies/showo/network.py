@@ -13,25 +13,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PhiConfig, PhiForCausalLM
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from unison.hub import fetch
-from unison.policies.checkpoint_files import compare, find_files, read_headers, read_state
+from unison.policies.checkpoint_files import compare, find_files, read_fields, read_headers, read_state
 from unison.policies.showo import magvit
 from unison.policies.showo.layout import SPECIAL
 from unison.policies.showo.magvit import Magvit, MagvitConfig
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 IMAGE_TOKENIZER = "showlab/magvitv2"
@@ -97,7 +94,9 @@ def read_config(folder: Path) -> ShowOConfig:
         ValueError: a field is missing, or the vocabulary does not add up.
     """
     raw = json.loads((folder / "config.json").read_text())
-    config = _read(ShowOConfig, {name: value for name, value in raw.items() if value not in (None, "")})
+    config = read_fields(
+        ShowOConfig, {name: value for name, value in raw.items() if value not in (None, "")}, "config.json"
+    )
     if raw.get("vocab_size", config.vocab_size) != config.vocab_size:
         raise ValueError(
             f"config.json vocab_size = {raw['vocab_size']}: {config.llm_vocab_size} words, {len(SPECIAL)} special "
@@ -127,11 +126,6 @@ class ShowONetwork(nn.Module):
     def first_image(self) -> int:
         """Id of image code 0."""
         return self.config.llm_vocab_size + len(SPECIAL)
-
-    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The whole sequence at once, as upstream calls it. ids [B, S], bool mask [B, S, S] -> [B, S, V] float32"""
-        assert self.showo.config._attn_implementation == "sdpa", "eager attention would add the bool mask"
-        return self.showo(input_ids=ids, attention_mask=mask[:, None], use_cache=False).logits.float()
 
     def embed_image(self, codes: Tensor) -> Tensor:
         """[..., N] codes, or the number after the last for a masked position -> [..., N, D]"""
@@ -195,7 +189,7 @@ def read_magvit_config(folder: Path) -> MagvitConfig:
     raw = json.loads(file.read_text()) if file.is_file() else {}
     if "encoder_multipliers" not in raw:
         return magvit.PUBLISHED
-    return _read(MagvitConfig, raw)
+    return read_fields(MagvitConfig, raw, "config.json")
 
 
 def write_network(network: ShowONetwork, folder: Path) -> None:
@@ -214,16 +208,6 @@ def write_network(network: ShowONetwork, folder: Path) -> None:
     save_file(_contiguous(network.image_tokenizer.state_dict()), part / "model.safetensors", {"format": "pt"})
     if network.vision is not None:
         network.vision.save_pretrained(folder / "vision")
-
-
-def _read(kind: type[T], raw: dict[str, Any]) -> T:
-    """The fields of a configuration, among others that are ignored."""
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    try:
-        return TypeAdapter(kind).validate_python({name: value for name, value in raw.items() if name in names})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"config.json {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _part(folder: Path, name: str, elsewhere: str) -> Path:

@@ -112,16 +112,15 @@ class ShowO(Policy):
     @torch.no_grad()
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         with self.autocast(sampling=True):
-            asked, way = self._questions(contexts), causal.Decoding.of(self.config)
+            asked = self._questions(contexts)
             length, stop = sampling.max_tokens, self.layout.eot
-            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop, way)
+            return refill.act(self._speaker, asked, "text", sampling, seeds, length, stop)
 
     def _score_replies(
         self, contexts: Sequence[Context], replies: Sequence[Tokens], sampling: Sampling
     ) -> list[Tensor]:
         with self.autocast():
-            ids, way = [reply.ids for reply in replies], causal.Scoring.of(self.config)
-            return causal.score(self._speaker, self._questions(contexts), sampling, ids, way)
+            return causal.score(self._speaker, self._questions(contexts), sampling, [reply.ids for reply in replies])
 
     def _questions(self, contexts: Sequence[Context]) -> causal.Prompts:
         """Every distinct question, whom everyone sees in it, and which each row continues."""
@@ -364,7 +363,7 @@ class ShowO(Policy):
 
     @property
     def _speaker(self) -> causal.Speaker:
-        return causal.Speaker(self.decoder, self.embed_ids, self.network.showo.lm_head)
+        return causal.Speaker(self.decoder, self.embed_ids, self.network.showo.lm_head, self.config)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
