@@ -40,8 +40,6 @@ class Family:
     name: str
     make: str
     """Fixture that makes a policy of its own weights, equal to others' at first; fields of PolicyConfig by keyword."""
-    bundled: str
-    """Its bundled model."""
     drawings: dict[str, Sampling]
     """Samplings of drawings by what they try, "plain" and "guided" among them."""
     adapters: dict[str, Any]
@@ -69,8 +67,8 @@ class Family:
     draws_from_pictures: bool = True
     picture_keeps_its_place: bool = True
     """Whether it matters where in a context a picture stands."""
-    on_a_second_device: bool = True
-    """Whether its verbs run on a device other than the CPU."""
+    on_a_second_device: str = ""
+    """Bundled model whose verbs run on a device other than the CPU."""
     double: bool = False
     """Whether gradients of a whole and of its parts agree in double precision alone."""
     relaxed: tuple[str, ...] = ()
@@ -99,14 +97,20 @@ class Subject:
         return policy
 
     @property
+    def tokenizer(self) -> Any:
+        return self.policy.tokenizer
+
+    @property
     def guided(self) -> Sampling:
         return self.family.drawings["guided"]
 
     @property
     def samplings(self) -> dict[str, tuple[Modality, Sampling]]:
-        texts = {"text": TEXT, "cool text": replace(TEXT, temperature=0.7)}
-        drawings: dict[str, tuple[Modality, Sampling]] = {n: ("image", s) for n, s in self.family.drawings.items()}
-        return {n: ("text", s) for n, s in texts.items()} | drawings
+        return {
+            "text": ("text", TEXT),
+            "cool text": ("text", replace(TEXT, temperature=0.7)),
+            **{name: ("image", sampling) for name, sampling in self.family.drawings.items()},
+        }
 
     def two(self, modality: Modality) -> Sampling:
         """The sampling of claims that need only one of each modality."""
@@ -301,16 +305,10 @@ def showo_side(policy: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name} {use}": g[row] for name, g in rows.items() for use, row in ids.items() if g.shape[0] > row}
 
 
-def refuses_latents(part_too: bool) -> dict[str, Refusal]:
-    found: dict[str, Refusal] = {
-        "latents": (lambda p: p([Context((SHORT,))], [LATENTS]), "acts in tokens, not in Latents")
-    }
-    if part_too:
-        found["latents in a context"] = (lambda p: p.write([Context((LATENTS, SHORT))], TEXT, [0]), "not in Latents")
-    return found
-
-
-HIDDEN: dict[str, Refusal] = {
+LATENTS_REFUSED: dict[str, Refusal] = {
+    "latents": (lambda p: p([Context((SHORT,))], [LATENTS]), "acts in tokens, not in Latents")
+}
+HIDDEN_REFUSED: dict[str, Refusal] = {
     "an unconditional reply": (
         lambda p: p.write([Context((SHORT,), unconditional=True)], TEXT, [0]),
         "an unconditional context is for drawing: a reply has no unconditional prompt",
@@ -320,7 +318,6 @@ HIDDEN: dict[str, Refusal] = {
 JANUS = Family(
     name="janus",
     make="make_policy",
-    bundled="assets/tiny-janus",
     drawings={
         "plain": Sampling(),
         "lightly guided": Sampling(guidance=2.0),
@@ -337,8 +334,9 @@ JANUS = Family(
     seen_rows=1,
     head=lambda p: p.network.lm_head,
     plain=janus_plain,
+    on_a_second_device="assets/tiny-janus",
     relaxed=("policy",),
-    refusals=refuses_latents(part_too=False),
+    refusals=LATENTS_REFUSED,
     drawing_side=lambda _, found: {
         n: g for n, g in found.items() if "generation_head" in n or "generation_aligner" in n
     },
@@ -346,7 +344,6 @@ JANUS = Family(
 SHOWO = Family(
     name="showo",
     make="make_showo",
-    bundled="assets/tiny-showo",
     drawings={
         "plain": Sampling(rounds=6),
         "guided": Sampling(guidance=3.0, rounds=6),
@@ -369,14 +366,16 @@ SHOWO = Family(
     seen_rows=1,
     head=lambda p: p.network.showo.lm_head,
     plain=showo_plain,
-    refusals=refuses_latents(part_too=True)
-    | HIDDEN
+    refusals=LATENTS_REFUSED
+    | HIDDEN_REFUSED
     | {
+        "latents in a context": (lambda p: p.write([Context((LATENTS, SHORT))], TEXT, [0]), "not in Latents"),
         "a drawing from a picture": (
             lambda p: p.draw([Context((PICTURE, SHORT))], Sampling(), [0]),
             "the showo family cannot draw from an image",
-        )
+        ),
     },
+    on_a_second_device="assets/tiny-showo",
     draws_from_pictures=False,
     picture_keeps_its_place=False,
     relaxed=("policy", "adapted"),
@@ -387,7 +386,7 @@ SHOWO_CLIP = replace(
     name="showo through CLIP",
     drawings={name: SHOWO.drawings[name] for name in ("plain", "guided")},  # which do not depend on the tower
     relaxed=("policy",),
-    on_a_second_device=False,  # no bundled model of it
+    on_a_second_device="",
     make="make_showo_clip",
     image_tokens=9,
     eyes=lambda p: p.network.vision,
@@ -395,7 +394,6 @@ SHOWO_CLIP = replace(
 METAQUERY = Family(
     name="metaquery",
     make="make_metaquery",
-    bundled="assets/tiny-metaquery",
     drawings={
         "plain": Sampling(steps=4),
         "guided": Sampling(guidance=3.0, source_guidance=1.5, steps=4),
@@ -414,13 +412,13 @@ METAQUERY = Family(
     seen_rows=36,
     head=lambda p: p.network.qwen.lm_head,
     plain=metaquery_plain,
-    refusals=HIDDEN
+    refusals=HIDDEN_REFUSED
     | {
         "tokens": (lambda p: p([Context((SHORT,))], [DRAWN]), "draws in latents"),
         "tokens in a context": (lambda p: p.write([Context((DRAWN, SHORT))], TEXT, [0]), "another family"),
     },
+    on_a_second_device="assets/tiny-metaquery",
     visible=1e-3,
-    on_a_second_device=False,
     double=True,
 )
 FAMILIES = (JANUS, SHOWO, SHOWO_CLIP, METAQUERY)

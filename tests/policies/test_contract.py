@@ -179,7 +179,7 @@ def test_an_action_carries_what_replay_needs(subject: Subject) -> None:
 
 
 def test_a_reply_ends_with_its_first_end_of_sentence(subject: Subject) -> None:
-    policy, stop = subject.make(), subject.policy.tokenizer.eos_token_id
+    policy, stop = subject.make(), subject.tokenizer.eos_token_id
     with torch.no_grad():
         subject.family.head(policy).weight[stop] *= 3  # it comes up often, at different places
     contexts = [Context((SHORT,))] * 12
@@ -290,7 +290,7 @@ def test_text_survives_encoding_and_decoding(subject: Subject) -> None:
     texts = ["<think> red circle top left </think><answer> B </answer>", "four", "Ünïcode, too!", SHORT]
     replies = subject.policy.encode(texts)
     assert subject.policy.decode(replies) == texts
-    assert all(reply.ids[-1] == subject.policy.tokenizer.eos_token_id for reply in cast("list[Tokens]", replies))
+    assert all(reply.ids[-1] == subject.tokenizer.eos_token_id for reply in cast("list[Tokens]", replies))
 
 
 def test_decoding_keeps_the_order_of_texts_and_pictures(subject: Subject) -> None:
@@ -325,7 +325,7 @@ def test_hidden_states_are_of_the_picture_and_the_texts_own_tokens_whatever_the_
     for together, (picture, text) in zip(policy.hidden_states(*zip(*READ, strict=True)), READ, strict=True):
         ((seen, read),) = policy.hidden_states([picture], [text])
         assert len(seen) == subject.family.image_tokens
-        assert len(read) == len(policy.tokenizer.encode(text.strip(), add_special_tokens=False))
+        assert len(read) == len(subject.tokenizer.encode(text.strip(), add_special_tokens=False))
         assert far([seen, read], together) < CLOSE
     assert [len(states) for states in policy.hidden_states([PICTURE], [" "])[0]] == [subject.family.image_tokens, 0]
 
@@ -484,7 +484,7 @@ for path in sys.argv[2:]:
 def test_every_verb_runs_on_a_second_device(second_device: Path) -> None:
     """One that computes as the CPU and refuses to mix its tensors with the CPU's; in a process of its own, since it
     cannot be taken out again."""
-    paths = [family.bundled for family in FAMILIES if family.on_a_second_device]
+    paths = filter(None, (family.on_a_second_device for family in FAMILIES))
     command = [sys.executable, "-c", ON_A_SECOND_DEVICE, str(second_device.parent), *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

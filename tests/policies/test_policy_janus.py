@@ -194,8 +194,8 @@ def test_the_loss_of_texts_and_pictures_is_the_cross_entropy_of_a_plain_forward_
         processed(policy, [SHORT], mode="image"),
     )
     pixels = policy.processor.image_processor(OTHER, return_tensors="pt")["pixel_values"]
-    text, picture = policy.encode(["four circles", OTHER])
-    assert torch.equal(picture.ids, policy.network.model.vqmodel.encode(pixels).image_tokens.flatten())
+    text, picture = cast("list[Tokens]", policy.encode(["four circles", OTHER]))
+    assert torch.equal(picture.ids, cast(Tensor, policy.vq.encode(pixels).image_tokens).flatten())
     ids = torch.cat([inputs["input_ids"], text.ids[None]], 1)
     labels = torch.cat([torch.full_like(inputs["input_ids"], -100), text.ids[None]], 1)
     theirs = policy.network(input_ids=ids, pixel_values=inputs["pixel_values"], labels=labels).loss
@@ -258,7 +258,8 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(policy: Janus, checkp
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     inputs = processed(policy, [f"<image_placeholder>\n{SHORT}"], [PICTURE])
     chat = f"<|User|>: <image_placeholder>\n{SHORT}\n\n<|Assistant|>:"
-    again = JanusProcessor.from_pretrained(checkpoint)(text=chat, images=PICTURE, return_tensors="pt")
+    processor: Any = JanusProcessor.from_pretrained(checkpoint)
+    again = processor(text=chat, images=PICTURE, return_tensors="pt")
     assert torch.equal(again["input_ids"], inputs["input_ids"])
     with torch.no_grad():
         assert torch.allclose(network.eval()(**again).logits, policy.network(**inputs).logits, atol=CLOSE)

@@ -5,7 +5,7 @@ and dt = sigma_next - sigma is negative. A stochastic sampler with the same marg
 `std` in a step and pays for it in the drift, so that every step is a decision with a density.
 
 **The log-probability of a step is the mean over latent dimensions**, not the sum, of the Gaussian log-density, as in
-Flow-GRPO and UniRL-Zero. This fixes the scale of ratios, hence that of a clip range such as 1e-4, and of the
+Flow-GRPO and UniRL-Zero. This fixes the scale of importance ratios, hence that of a clip range such as 1e-4, and of the
 divergence. A step without noise is no decision: its log-probability is 0 and it is not trained.
 
 Everything here is float32, whatever the type of the network. Randomness comes from each row's own seed, so a sample

@@ -72,9 +72,9 @@ def one_pass(mask: Tensor, least: float, seed: int) -> tuple[Tensor, Tensor, Ten
     A surrogate, not an unbiased estimate: the drawing was not drawn from such canvases, so these log-probabilities do
     not add up to its own and their gradient points elsewhere. It costs one pass, whatever the rounds. With `least` = 1
     all decisions are scored from an empty canvas (diffu-GRPO, arXiv 2504.12216), with 0 any share of them (UniGRPO,
-    arXiv 2505.15809), in between a large one (MaskGRPO, arXiv 2510.02880). There the ratio is to be taken under one
-    mask; here it follows from the seed. Left out: UniGRPO spreads the shares of a drawing's several updates evenly,
-    while here a drawing has one update.
+    arXiv 2505.15809), in between a large one (MaskGRPO, arXiv 2510.02880). There the importance ratio is to be taken
+    under one mask; here it follows from the seed. Left out: UniGRPO spreads the shares of a drawing's several updates
+    evenly, while here a drawing has one update.
 
     Args:
         mask: [N] bool, decisions that are trained; what else there is stays in view.
