@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from unison.config.fields import CountOrNone, Section, pick
 from unison.types import AnswerKind
@@ -13,10 +13,8 @@ Suffix = str | dict[AnswerKind, str]
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
+class DataConfig(Section, place="data"):
     """Where items come from."""
-
-    place: ClassVar[str] = "data"
 
     train: str = "world"
     """`world`, `prompts`, a local JSONL / Parquet file or folder, or a hub id. The world's items are scenes to draw and
@@ -40,8 +38,7 @@ class DataConfig(Section):
     streaming: CountOrNone = 0
     """Rows of the shuffle buffer when tables are streamed instead of loaded whole; 0 loads them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         for name, source in (("data.train", self.train), ("data.eval", self.eval)):
             world_kind(source, name)
 

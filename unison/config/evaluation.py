@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unison.config.data import DataConfig, Suffix, world_kind
 from unison.config.fields import CountOrNone, Section
@@ -11,10 +11,8 @@ from unison.types import Count
 
 
 @dataclass(frozen=True)
-class EvalConfig(Section):
+class EvalConfig(Section, place="evaluation"):
     """Evaluation before, during and after training."""
-
-    place: ClassVar[str] = "evaluation"
 
     items: Count = 600
     """Held-out items."""
@@ -34,10 +32,8 @@ class EvalConfig(Section):
 
 
 @dataclass(frozen=True)
-class RetentionConfig(Section):
+class RetentionConfig(Section, place="retention"):
     """What a model can do before training and is to keep: questions that it answers, figures that are not to fall."""
-
-    place: ClassVar[str] = "retention"
 
     source: str = "world"
     """Where the questions come from, as `data.train` says it; these items' prompts are not drawn. Those that are
@@ -55,8 +51,7 @@ class RetentionConfig(Section):
     on_fall: Literal["report", "stop", "raise_kl"] = "report"
     """What is done then: a line in health.jsonl, also the end of the run, or also twice the coefficient of the KL."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         world_kind(self.source, "retention.source")
 
     @property

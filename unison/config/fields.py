@@ -28,13 +28,20 @@ BOUNDS = {
 
 
 class Section:
-    """A part of a configuration. Its fields are checked as soon as it is made; rules between them come after."""
+    """A part of a configuration, whose fields, and then the rules between them, are checked as soon as it is made."""
 
     place: ClassVar[str] = ""
     """What precedes the names of its fields where the user states them."""
 
+    def __init_subclass__(cls, place: str = "") -> None:
+        cls.place = place
+
     def __post_init__(self) -> None:
         check_fields(self, self.place)
+        self.check()
+
+    def check(self) -> None:
+        """Rejects fields that cannot be together."""
 
 
 def check_fields(section: Any, place: str = "") -> None:
@@ -88,8 +95,7 @@ def _check(value: Any, kind: Any, path: str, otherwise: str = "") -> None:
     require(not isinstance(value, float) or math.isfinite(value), path, value, "a finite number")
     if origin is Annotated:
         _check(value, inner[0], path)
-        for rule in inner[1:]:
-            require(_lies_in(value, rule), path, value, _words(rule) + otherwise)
+        require(not (rule := _outside(value, inner[1])), path, value, rule + otherwise)
     elif origin is Literal:
         require(value in inner, path, value, f"one of {', '.join(map(str, inner))}")
     elif origin in (Union, UnionType):
@@ -104,26 +110,19 @@ def _check(value: Any, kind: Any, path: str, otherwise: str = "") -> None:
             _check(one, inner[0 if inner[-1] is ... else number], f"{path}[{number}]")
 
 
-def _lies_in(value: float, rule: Interval) -> bool:
-    return all(BOUNDS[name][0](value, bound) for name, bound in _bounds(rule).items())
-
-
-def _words(rule: Interval) -> str:
-    bounds = _bounds(rule)
+def _outside(value: float, rule: Interval) -> str:
+    """What the value must be, in words; nothing where it is."""
+    bounds = {name: bound for name, bound in dataclasses.asdict(rule).items() if bound is not None}
+    if all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
+        return ""
     if bounds.keys() == {"ge", "le"}:
         return f"between {rule.ge} and {rule.le}"
     return " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
 
 
-def _bounds(rule: Interval) -> dict[str, Any]:
-    return {name: bound for name, bound in dataclasses.asdict(rule).items() if bound is not None}
-
-
 def _plain(kind: Any) -> Any:
     """What `isinstance` knows of a type."""
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _plain(inner[0])
-    if origin is Literal:
-        return type(inner[0])
+    if origin in (Annotated, Literal):
+        return _plain(inner[0]) if origin is Annotated else type(inner[0])
     return (float, int) if kind is float else origin or kind

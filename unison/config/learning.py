@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 
@@ -18,10 +18,8 @@ COMPARISONS = ("group", "mean", "rloo", "pair")
 
 
 @dataclass(frozen=True)
-class AdvantageConfig(Section):
+class AdvantageConfig(Section, place="advantage"):
     """How rewards become advantages."""
-
-    place: ClassVar[str] = "advantage"
 
     kind: Literal["group", "mean", "rloo", "pair", "constant", "reward"] = "group"
     """Compare the siblings of a group with their mean, over their standard deviation (GRPO) or without that division
@@ -32,10 +30,8 @@ class AdvantageConfig(Section):
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Section, place="objective"):
     """What is minimised over the decisions of a rollout."""
-
-    place: ClassVar[str] = "objective"
 
     name: str = "grpo"
     """grpo: clipped policy gradient; dpo: preference of the best sibling over the worst; nft: DiffusionNFT's contrast
@@ -74,10 +70,8 @@ class ObjectiveConfig(Section):
 
 
 @dataclass(frozen=True)
-class StepConfig(Section):
+class StepConfig(Section, place="step"):
     """What a step is made of."""
-
-    place: ClassVar[str] = "step"
 
     items: Count = 16
     """Items per step over all processes; each gets a group."""
@@ -94,8 +88,7 @@ class StepConfig(Section):
     updates: Count = 1
     """Optimiser steps on each rollout; above 1 the items of a step are split into as many minibatches."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         rule = f"a divisor of step.items = {self.items}"
         require(self.items % self.updates == 0, "step.updates", self.updates, rule)
         one = self.items // self.updates
@@ -104,10 +97,8 @@ class StepConfig(Section):
 
 
 @dataclass(frozen=True)
-class ScoringConfig(Section):
+class ScoringConfig(Section, place="scoring"):
     """What an update scores of the actions."""
-
-    place: ClassVar[str] = "scoring"
 
     drawings: Scoring = "rounds"
     """What is scored of a drawing: its rounds or denoising steps as they were; of masked decoding in one pass all of
@@ -122,8 +113,7 @@ class ScoringConfig(Section):
     """Log-probabilities that ratios are taken to: those that sampling gave, or, computed anew by scoring before the
     first update changes the weights, those of the same batches and types; the log then has `sampling_difference`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         rule, masked = f"0 with scoring.drawings = {self.drawings!r}, which scores ", self.drawings == "random_masks"
         in_rounds = self.drawings in ("rounds", "noised")
         require(not self.rounds or in_rounds, "scoring.rounds", self.rounds, f"{rule}no rounds")
@@ -131,10 +121,8 @@ class ScoringConfig(Section):
 
 
 @dataclass(frozen=True)
-class OptimConfig(Section):
+class OptimConfig(Section, place="optim"):
     """How long a run is, and its optimiser, with a guard and an average."""
-
-    place: ClassVar[str] = "optim"
 
     steps: Count = 100
     """Optimiser-visible rollout steps of the run."""
@@ -160,8 +148,7 @@ class OptimConfig(Section):
     """After a step the moving average (EMA) of the trained weights becomes this share of itself and for the rest the
     weights, and is what evaluations look at and the checkpoints `best` and `final` hold; 0 keeps no average."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         off = self.max_norm_ratio == 0
         require(off or self.max_norm_ratio > 1, "optim.max_norm_ratio", self.max_norm_ratio, "above 1, or 0 (0 is off)")
         for pattern, rate in self.part_learning_rates.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unison.config.fields import Section
 from unison.types import Count, Positive
@@ -12,10 +12,8 @@ Strategy = Literal["ddp", "fsdp2"]
 
 
 @dataclass(frozen=True)
-class RemoteConfig(Section):
+class RemoteConfig(Section, place="remote"):
     """How rewards on servers are asked, `remote:http://host:port/<reward>`."""
-
-    place: ClassVar[str] = "remote"
 
     timeout: Positive = 120.0
     """Seconds for one request."""
@@ -24,10 +22,8 @@ class RemoteConfig(Section):
 
 
 @dataclass(frozen=True)
-class DistributedConfig(Section):
+class DistributedConfig(Section, place="distributed"):
     """How a run on several processes is spread over them; docs/distributed.md says when to choose what."""
-
-    place: ClassVar[str] = "distributed"
 
     strategy: Strategy = "ddp"
     """What every process keeps between the phases of a step: all weights and optimiser states (`ddp`), or its part of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unison.config.fields import CountOrNone, Section
 from unison.types import Count
@@ -12,10 +12,8 @@ Recompute = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
-class PolicyConfig(Section):
+class PolicyConfig(Section, place="policy"):
     """Which checkpoint is trained, and which part of it."""
-
-    place: ClassVar[str] = "policy"
 
     path: str
     """Checkpoint folder, hub id, or `assets/<name>` for a bundled tiny model."""

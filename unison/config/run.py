@@ -51,8 +51,7 @@ class RunConfig(Section):
     trackers: tuple[str, ...] = ("tensorboard",)
     """`accelerate` trackers to log to; metrics.jsonl is always written."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         check_together(self)
 
 

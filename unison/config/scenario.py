@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from unison.config.fields import CountOrNone, Section, check_fields, require
 from unison.types import Count, ImageSampling, Positive, TextSampling
@@ -22,10 +22,8 @@ class WindowConfig:
 
 
 @dataclass(frozen=True)
-class ScenarioConfig(Section):
+class ScenarioConfig(Section, place="scenario"):
     """How the policy acts on an item."""
-
-    place: ClassVar[str] = "scenario"
 
     name: str = "unified"
     """One of the scenarios listed by `unison recipes`."""
@@ -40,8 +38,7 @@ class ScenarioConfig(Section):
     relax_temperature: Positive = 1.0
     """Gumbel-softmax temperature where a loss is differentiated through a drawing; lower is closer to one-hot."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
         check_sampling(self.image, "scenario.image")
         steps, width = self.image.steps, self.window.width
         require(width <= steps, "scenario.window.width", width, f"at most scenario.image.steps = {steps}")
