@@ -5,6 +5,19 @@ Shape letters used throughout:
     B  batch rows            G  group size (siblings of one item)
     L  decisions of an action (tokens or denoising steps)
     S  sequence positions    D  width    V  vocabulary or codebook    H  heads
+
+Words, as the field has them:
+
+    guidance     classifier-free guidance (CFG)
+    rollout      sampling trajectories from the policy: G of every item, a group
+    score        the log-probabilities of given actions, with gradients; never a reward
+    ratio        the importance ratio, new probability over that of the policy that sampled
+    advantage    a reward compared with its siblings'
+    reference    the frozen policy that the KL divergence is measured from
+    coefficient  the factor of a reward or of a part of the loss; weights are a model's parameters
+    share        what a decision counts for in the loss of a step
+    pack         several sequences in one, under a block mask
+    EMA          the moving average of the trained weights
 """
 
 from __future__ import annotations

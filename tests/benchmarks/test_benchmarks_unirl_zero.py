@@ -42,7 +42,7 @@ def test_every_table_has_its_section(table: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_rows_recipe_takes_its_options(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row, seen = ROWS[name], []
-    monkeypatch.setattr(cli_train, "_train", lambda config, resume, last=False: seen.append(config))
+    monkeypatch.setattr(cli_train, "_train", lambda config, resume, last=False, profile=0: seen.append(config))
     cli_train.train([f"unirl-zero/{row.recipe}", f"--out={tmp_path / 'run'}", "--seed=5", *row.options])
     assert seen
     assert {config.seed for config in seen} == {5}
