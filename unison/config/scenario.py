@@ -60,9 +60,7 @@ def check_sampling(image: ImageSampling, place: str = "") -> None:
     """
     check_fields(image, place)
     dot = f"{place}." if place else ""
-    cps, once = image.sde == "cps", image.sde == "ode" and image.shared_start
+    cps = image.sde == "cps"
     require(not cps or image.noise_level <= 1, f"{dot}noise_level", image.noise_level, "between 0 and 1 for 'cps'")
-    rule = "False with 'ode', under which siblings of one start would be the same"
-    require(not once, f"{dot}shared_start", image.shared_start, rule)
     noisy, rule = image.noisy_steps, f"different steps from 0 to {image.steps - 1}"
     require(len({*noisy} & {*range(image.steps)}) == len(noisy), f"{dot}noisy_steps", noisy, rule)
