@@ -198,7 +198,7 @@ def execute(words: list[str]) -> None:
 
 
 @pytest.fixture(scope="module", params=["geneval", "understanding", "world"])
-def gathered(
+def whole(
     request: pytest.FixtureRequest, commands: dict[str, Command], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Command, Path]:
     """A suite, its command, and the folder of an evaluation that nothing interrupted."""
