@@ -16,7 +16,7 @@ from unison.data.world import WorldItems
 from unison.policies.metaquery.policy import MetaQuery
 from unison.scenarios import SCENARIOS
 from unison.scenarios.common import Seeds
-from unison.types import Context, Item, Latents, Sampling, Tokens, Trajectory, group_rows
+from unison.types import Context, Item, Noised, Sampling, Tokens, Trajectory, group_rows
 from unison.world import edits
 from unison.world.render import render
 
@@ -173,11 +173,11 @@ def test_the_cold_start_of_reflection_corrects_the_shown_picture_to_the_right_on
     ]
     drawn, judged, corrected = rollout(metaquery, "imitate_reflection")[0].turns
     seen = judged.context.parts[0]
-    assert isinstance(seen, Latents)
+    assert isinstance(seen, Noised)
     assert isinstance(judged.action, Tokens)
     assert corrected.context.parts == (*judged.context.parts, judged.action)
     for turn in (drawn, corrected):
-        assert isinstance(turn.action, Latents)
+        assert isinstance(turn.action, Noised)
         torch.testing.assert_close(turn.action.path[-1], right.path[-1])  # type: ignore[union-attr]
 
 
