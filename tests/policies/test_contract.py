@@ -266,7 +266,7 @@ def test_gradient_checkpointing_changes_neither_values_nor_gradients(subject: Su
     (modality, sampling), contexts = subject.samplings[case], groups([Context((SHORT,)), Context((LONG,))])
     found = []
     for choice in ("never", "always"):
-        policy = subject.make(recompute=choice)
+        policy = subject.make(gradient_checkpointing=choice)
         actions = act(policy, modality, contexts, replace(sampling, max_tokens=6))
         logps = policy(contexts, actions)
         found.append((logps, gradients_of(policy, torch.cat(logps).sum())))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unison import scenarios
 from unison.config import EvalConfig, ObjectiveConfig, RetentionConfig, RunConfig, ScenarioConfig
 from unison.evaluation.records import Evaluation
 from unison.policies.metaquery.policy import MetaQuery
@@ -164,7 +165,7 @@ def test_the_weight_of_the_kl_rises_on_request_and_is_kept_over_a_resume(folder:
 )
 def test_settings_that_cannot_work_are_said(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(unirl_zero.tiny_draw(), evaluation=EvalConfig(), **changes)
+        scenarios.check(replace(unirl_zero.tiny_draw(), evaluation=EvalConfig(), **changes))
 
 
 def test_a_section_refuses_what_is_wrong_in_itself() -> None:

@@ -99,7 +99,8 @@ def test_micro_batches_leave_loss_and_gradient_unchanged(checkpoint: Path, tmp_p
     found = []
     for items, images in ((4, 0), (1, 0), (4, 3)):
         config = small(checkpoint, tmp_path / f"{items}-{images}")
-        config = scored_by(config, scoring, micro_batch_items=items, micro_batch_images=images)
+        config = scored_by(config, scoring)
+        config = replace(config, step=replace(config.step, micro_batch_items=items, micro_batch_images=images))
         found.append(rows(trainer_of(config).train())[0])
     for parts in found[1:]:
         assert parts["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-4)
@@ -133,7 +134,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(checkpoint: Path, tmp_path:
         if objective == "grpo":
             return run
         if objective == "grpo by random masks":
-            return scored_by(run, "random_masks", updates_per_rollout=2)
+            return scored_by(replace(run, step=replace(run.step, updates=2)), "random_masks")
         return replace(
             run,
             scenario=replace(run.scenario, name="imitate"),
