@@ -400,7 +400,7 @@ def test_a_streamed_run_resumes_to_the_same_metrics(checkpoint: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_first_steps_as_one(checkpoint: Path, tmp_path: Path):
-    # Adam's first step is as long as the rate wherever a gradient is rounding alone, so a high one would let tokens differ
+    # Adam's first step is as long as the rate even where a gradient is rounding alone: a high one lets tokens differ
     changes = {"optim__steps": 2, "optim__learning_rate": 1e-7, **RUNNING}
     one, two = (small(checkpoint, tmp_path / name, **changes) for name in ("one", "two"))
     assert run_command(command(one, tmp_path)).returncode == 0
