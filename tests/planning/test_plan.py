@@ -129,6 +129,15 @@ def test_a_smaller_share_of_show_os_memory_is_relaxation_without_guidance():
     assert relaxed(unirl.tiny_showo_grpo()) == 0
 
 
+def test_drawings_that_are_read_through_pixels_are_planned_too(showo_clip: ShowO, tmp_path: Path):
+    showo_clip.save(tmp_path)
+    run = config(tmp_path)
+    for scenario in ("self_improve", "self_sft"):
+        found = estimate_memory(replace(run, scenario=replace(run.scenario, name=scenario))).lines()
+        assert found["activations of a micro-batch"] > 0
+        assert (found["drawings differentiated through"] > 0) == (scenario == "self_sft")
+
+
 # -- what a pass takes -------------------------------------------------------------------------------------------------
 
 

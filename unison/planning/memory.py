@@ -7,16 +7,16 @@ memory, and pictures of data and logs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from unison import scenarios
 from unison.config import RunConfig, Strategy, teams_of
 from unison.objectives import needs_distance, needs_reference
-from unison.planning.peak_memory import peak_bytes
+from unison.planning.peak_memory import Program, peak_bytes
 from unison.planning.rehearsal import Rehearsed, enough, rehearse
 from unison.policies.adapters import is_adapter
 from unison.policies.base import Policy
@@ -84,7 +84,6 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     copied = [p for n, p in network.named_parameters() if p.requires_grad and (moving or not is_adapter(n))]
     reference = float(sum(p.numel() * p.element_size() for p in copied)) if needs_reference(config) else 0.0
     rewards, unknown = model_bytes((*config.rewards, *config.evaluation.rewards))
-    rehearsed = rehearse(config, shape, min(config.step.micro_batch_items, items), group)
     lasting = {
         "parameters": share * weights,
         "optimiser (AdamW)": share * 2 * trained,
@@ -94,10 +93,9 @@ def estimate_memory(config: RunConfig, layout: Layout = ALONE) -> Memory:
     }
     held_out = min(config.evaluation.batch_size, config.evaluation.items)
     rows = max(min(config.step.rollout_items or items, items) * group, held_out)
-    rolling = _Rollout(shape.policy, rehearsed, rows).sizes()
-    update = _Update(config, shape, rehearsed).sizes(share * trained)
-    updating = {"gradients": share * trained, **update, **_gathered(network, layout, trained)}
-    return Memory(lasting, rolling, updating, unknown)
+    work = _Work(config, shape, rehearse(config, shape, min(config.step.micro_batch_items, items), group))
+    updating = {"gradients": share * trained, **work.update(share * trained), **_gathered(network, layout, trained)}
+    return Memory(lasting, work.rollout(rows), updating, unknown)
 
 
 def _bytes(network: nn.Module, trained: bool = False) -> float:
@@ -113,7 +111,7 @@ def _gathered(network: nn.Module, layout: Layout, trained: float) -> dict[str, f
     return {"weights and gradients gathered for an update": rest * (_bytes(network) + trained)}
 
 
-# -- a rollout ---------------------------------------------------------------------------------------------------------
+# -- work --------------------------------------------------------------------------------------------------------------
 
 
 class _SeenError(Exception):
@@ -121,23 +119,31 @@ class _SeenError(Exception):
 
 
 @dataclass(frozen=True)
-class _Rollout:
-    """So many trajectories at once, in training or in evaluation."""
+class _Work:
+    """What a policy does with what was rehearsed."""
 
-    policy: Policy
+    config: RunConfig
+    shape: Shape
     rehearsed: Rehearsed
-    rows: int
 
-    def sizes(self) -> dict[str, float]:
-        asked = [(contexts[0], actions[0]) for contexts, actions in self.rehearsed.sampled]
-        drawings = [action for _, action in asked if action.modality == "image"][:1]
-        return {
-            "keys and values of a rollout": max((self._kept(*one) for one in asked), default=0.0),
-            "drawings painted": self._painted(drawings * self.rows) if drawings else 0.0,
-        }
+    @property
+    def policy(self) -> Policy:
+        return self.shape.policy
+
+    def _peak(self, program: Program, gradients: bool = True) -> float:
+        return float(peak_bytes(self.policy.network, program, gradients=gradients))
+
+    # -- samples -------------------------------------------------------------------------------------------------
+
+    def rollout(self, rows: int) -> dict[str, float]:
+        """Bytes of so many trajectories at once, in training or in evaluation."""
+        drawings = [action for _, action in self.rehearsed.sampled if action.modality == "image"][:1]
+        kept = max((self._kept(*one) for one in self.rehearsed.sampled), default=0.0)
+        painted = self._peak(lambda: self.policy.decode(drawings * rows), gradients=False) if drawings else 0.0
+        return {"keys and values of a rollout": rows * kept, "drawings painted": painted}
 
     def _kept(self, context: Context, action: Action) -> float:
-        """Keys and values of all rows: of the prompt, and of what is decided token by token."""
+        """Keys and values of a row: of the prompt, and of what is decided token by token."""
         if not isinstance(action, Tokens):  # the states of the prompt are enough
             return 0.0
         sizes = self.policy.decoder.config
@@ -145,54 +151,30 @@ class _Rollout:
         branches = 2 if action.modality == "image" and action.sampling.guidance != 1 else 1
         decided = len(action) if len(action.order.unique()) == len(action) else 0
         positions = branches * (self._prompt(context, action) + decided)
-        size = FLOAT[self.policy.config.compute_dtype]
-        return 2.0 * size * self.rows * positions * sizes.num_hidden_layers * width
+        return 2.0 * FLOAT[self.policy.config.compute_dtype] * positions * sizes.num_hidden_layers * width
 
     def _prompt(self, context: Context, action: Action) -> int:
-        """Positions of a context: those that the decoder is asked to read first."""
-        seen: list[int] = []
+        """Positions of a context: those that the decoder is given first."""
 
         def stop(_module: nn.Module, _args: Any, given: dict[str, Any]) -> None:
-            seen.append(given["inputs_embeds"].shape[1])
-            raise _SeenError
-
-        def score() -> Sequence[Tensor]:
-            try:
-                return self.policy([context], [action])
-            except _SeenError:
-                return ()
+            raise _SeenError(given["inputs_embeds"].shape[1])
 
         handle = self.policy.decoder.register_forward_pre_hook(stop, with_kwargs=True)
-        peak_bytes(self.policy.network, score, gradients=False)
-        handle.remove()
-        return seen[0]
+        try:
+            self._peak(lambda: self.policy([context], [action]), gradients=False)
+        except _SeenError as seen:
+            return seen.args[0]
+        finally:
+            handle.remove()
+        raise AssertionError("an action was scored without a look at its context")
 
-    def _painted(self, drawings: Sequence[Action]) -> float:
-        """Two passes of the painter, since the pixels of one are there until those of the next are; more keep none."""
+    # -- updates -------------------------------------------------------------------------------------------------
 
-        def paint() -> Iterator[Tensor]:
-            return islice(self.policy.paint(drawings), 2)
-
-        return float(peak_bytes(self.policy.network, paint, gradients=False))
-
-
-# -- an update ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Update:
-    """The first micro-batch of each modality."""
-
-    config: RunConfig
-    shape: Shape
-    rehearsed: Rehearsed
-
-    def sizes(self, gradients: float) -> dict[str, float]:
+    def update(self, gradients: float) -> dict[str, float]:
         """Bytes of an update beside the gradients: of texts, then, beside a copy of their gradient, of drawings."""
-        optim = self.config.optim
-        text, image = self._scored("text"), self._scored("image")
-        relaxed = self._scored("text", relaxed=True) - text if self._relaxes else 0.0
-        copy = gradients if optim.modality_grad_norms else 0.0
+        text, image = self._scored("text", _realised), self._scored("image")
+        relaxed = self._scored("text") - text if scenarios.find(self.config.scenario.name).relaxes else 0.0
+        copy = gradients if self.config.optim.modality_grad_norms else 0.0
         late = copy if text and image else 0.0
         shown = late if late + image > text + relaxed else 0.0
         work = max(text, image) if not shown else image
@@ -202,29 +184,24 @@ class _Update:
             "drawings differentiated through": relaxed,
         }
 
-    @property
-    def _relaxes(self) -> bool:
-        return any(isinstance(part, Relaxed) for context, _ in self.rehearsed.scored for part in context.parts)
-
-    def _scored(self, modality: Modality, relaxed: bool = False) -> float:
-        """What the passes of a micro-batch take, forward and backward, with the reference's word on it."""
-        some = [(context, action) for context, action in self.rehearsed.scored if action.modality == modality]
+    def _scored(self, modality: Modality, read: Callable[[Context], Context] = lambda context: context) -> float:
+        """Bytes of the first micro-batch, forward and backward, with the reference's word on it."""
+        some = [(read(context), action) for context, action in self.rehearsed.scored if action.modality == modality]
         size = self.config.step.micro_batch_images if modality == "image" else 0
         if not some:
             return 0.0
         contexts, whole = zip(*some[: size or len(some)], strict=True)
         actions = enough(self.shape, whole)
-        if not relaxed:
-            contexts = [_as_they_are(context) for context in contexts] if self._relaxes else contexts
         distance = needs_distance(self.config.objective.of(modality))
 
-        def score() -> Sequence[Tensor]:
-            anchors = self.shape.policy.anchors(contexts, actions) if distance else None
-            return self.shape.policy(contexts, actions, anchors)
+        def score() -> list[Tensor]:
+            return self.policy(contexts, actions, self.policy.anchors(contexts, actions) if distance else None)
 
-        return float(peak_bytes(self.shape.policy.network, score))
+        return self._peak(score)
 
 
-def _as_they_are(context: Context) -> Context:
+def _realised(context: Context) -> Context:
     """With drawings in place of relaxed ones, each of which is its context's alone."""
-    return replace(context, parts=tuple(p.action if isinstance(p, Relaxed) else p for p in context.parts))
+    drawn = any(isinstance(part, Relaxed) for part in context.parts)
+    parts = tuple(part.action if isinstance(part, Relaxed) else part for part in context.parts)
+    return Context(parts) if drawn else context

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-Program: TypeAlias = Callable[[], Iterable[Tensor]]
-"""Some use of a network, inside which its weights have no data; its results are differentiated if they can be."""
+Program: TypeAlias = Callable[[], Iterable[Any]]
+"""Some use of a network, inside which its weights have no data; what it returns is differentiated where it can be."""
 
-CPU = torch.device("cpu")
+META = torch.device("meta")
 LARGE = 2**24
 """Bytes from which a tensor, such as a batch's noise, is hollow though no weight had a part in it."""
 INDEXED = {
@@ -60,7 +62,7 @@ class _Whole(nn.Module):
         self.network, self.program = network, program
 
     def forward(self) -> None:
-        trained = [result.sum() for result in self.program() if result.requires_grad]
+        trained = [x.sum() for x in self.program() if isinstance(x, Tensor) and x.requires_grad]
         if trained:
             torch.stack(trained).sum().backward()
 
@@ -77,6 +79,10 @@ class _Hollow(Tensor):
         )
         made.twin = twin
         return made
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """What leaves the network as a picture is black."""
+        return np.zeros(self.shape, torch.empty(0, dtype=self.dtype).numpy().dtype)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -101,23 +107,22 @@ class _Live(TorchDispatchMode):
         return found
 
     def _uncounted(self, tensor: Tensor) -> _Hollow:
-        twin = torch.empty_like(tensor, device="meta", requires_grad=False)
-        self._known.add(twin.untyped_storage()._cdata)
+        twin = torch.empty_like(tensor, device=META, requires_grad=False)
+        self._known.add(_key(twin))
         return _Hollow(twin)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        hollow = [x for x in _tensors((*args, *kwargs.values())) if isinstance(x, _Hollow)]
-        if not hollow:
-            out = func(*args, **kwargs)
-            return out if func.is_view else _each(out, self._real)
+        given = {id(x.twin): x for x in tree_leaves((args, kwargs)) if isinstance(x, _Hollow)}
+        if not given:
+            out = func(*args, **(kwargs or {}))
+            return out if func.is_view else tree_map_only(Tensor, self._small, out)
         if func in INDEXED:
-            args = (args[0], _places(args[1]), *args[2:])
-        kwargs = {name: x for name, x in kwargs.items() if name not in ("device", "generator")}
-        if _takes_device(func):
-            kwargs["device"] = "meta"
-        out = self._of_twins(func, _each(tuple(args), _twin), {name: _each(x, _twin) for name, x in kwargs.items()})
-        return _each(out, lambda x: self._hollow(x, hollow))
+            args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
+        kwargs = {name: x for name, x in (kwargs or {}).items() if name not in ("device", "generator")}
+        kwargs |= {"device": META} if _takes_device(func) else {}
+        out = self._of_twins(func, *tree_map_only(Tensor, _twin, (tuple(args), kwargs)))
+        # what was changed in place stays the same tensor
+        return tree_map_only(Tensor, lambda x: given[id(x)] if id(x) in given else self._counted(_Hollow(x)), out)
 
     def _of_twins(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation makes on the meta device; asked once of arguments of the same sizes, for layers repeat."""
@@ -125,26 +130,22 @@ class _Live(TorchDispatchMode):
             return func(*args, **kwargs)
         key = (func, _sizes(args), _sizes(tuple(kwargs.items())))
         if key in self._made:
-            return _each(self._made[key], torch.empty_like)
+            return tree_map_only(Tensor, torch.empty_like, self._made[key])
         out = func(*args, **kwargs)
-        given = {x.untyped_storage()._cdata for x in _tensors(args)}
-        like = _each(out, torch.empty_like)
-        pairs = zip(_tensors((out,)), _tensors((like,)), strict=True)
-        if all(a.stride() == b.stride() and a.untyped_storage()._cdata not in given for a, b in pairs):
+        like = tree_map_only(Tensor, torch.empty_like, out)
+        given = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        pairs = [(a, b) for a, b in zip(tree_leaves(out), tree_leaves(like), strict=True) if isinstance(a, Tensor)]
+        if all(a.stride() == b.stride() and _key(a) not in given for a, b in pairs):
             self._made[key] = like
         return out
 
-    def _real(self, tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().nbytes() < LARGE:
-            return self._counted(tensor, tensor)
-        return self._hollow(torch.empty_like(tensor, device="meta"))
+    def _small(self, tensor: Tensor) -> Tensor:
+        """What was computed, without its data if they are many."""
+        large = tensor.untyped_storage().nbytes() >= LARGE
+        return self._counted(_Hollow(_twin(tensor)) if large else tensor)
 
-    def _hollow(self, twin: Tensor, given: Iterable[_Hollow] = ()) -> Tensor:
-        same = next((x for x in given if x.twin is twin), None)  # what was changed in place
-        return same if same is not None else self._counted(_Hollow(twin), twin)
-
-    def _counted(self, tensor: Tensor, holder: Tensor) -> Tensor:
-        storage = holder.untyped_storage()
+    def _counted(self, tensor: Tensor) -> Tensor:
+        storage = (tensor.twin if isinstance(tensor, _Hollow) else tensor).untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
             self._known.add(key)
@@ -163,18 +164,8 @@ def _takes_device(func: Any) -> bool:
     return any(argument.name == "device" for argument in func._schema.arguments)
 
 
-def _tensors(things: Iterable[Any]) -> list[Tensor]:
-    flat = (x for thing in things for x in (thing if isinstance(thing, list | tuple) else (thing,)))
-    return [x for x in flat if isinstance(x, Tensor)]
-
-
-def _each(thing: Any, change: Callable[[Tensor], Any]) -> Any:
-    """An argument or a result with its tensors changed: operations take and give them alone or in lists."""
-    if isinstance(thing, Tensor):
-        return change(thing)
-    if isinstance(thing, list | tuple):
-        return type(thing)(_each(x, change) for x in thing)
-    return thing
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _sizes(thing: Any) -> Any:
@@ -187,15 +178,10 @@ def _sizes(thing: Any) -> Any:
 
 
 def _twin(tensor: Tensor) -> Tensor:
-    return tensor.twin if isinstance(tensor, _Hollow) else torch.empty_like(tensor, device="meta")
+    return tensor.twin if isinstance(tensor, _Hollow) else torch.empty_like(tensor, device=META)
 
 
-def _places(indices: Any) -> list[Tensor | None]:
-    """Masks that have data as the numbers of their places."""
-    found: list[Tensor | None] = []
-    for index in indices:
-        if index is not None and index.dtype == torch.bool and not isinstance(index, _Hollow):
-            found += index.nonzero(as_tuple=True)
-        else:
-            found.append(index)
-    return found
+def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A mask that has data as the numbers of its places, in each dimension."""
+    masks = index is not None and index.dtype == torch.bool and not isinstance(index, _Hollow)
+    return index.nonzero(as_tuple=True) if masks else (index,)  # type: ignore[union-attr]

@@ -26,12 +26,12 @@ PROMPT = " ".join([WORD] * 48)
 
 @dataclass
 class Understudy:
-    """Stands in for the policy in a scenario, and remembers what is sampled at once."""
+    """Stands in for the policy in a scenario, and remembers one of each kind of sample."""
 
     shape: Shape
     length: int
     """Tokens of every reply."""
-    sampled: list[tuple[Sequence[Context], Sequence[Action]]] = field(default_factory=list)
+    sampled: list[tuple[Context, Action]] = field(default_factory=list)
 
     def write(self, contexts: Sequence[Context], sampling: Sampling, seeds: Sequence[int]) -> list[Tokens]:
         return self._remembered(contexts, [self._reply(sampling) for _ in contexts])
@@ -57,7 +57,7 @@ class Understudy:
         return replace(given("text", word.ids[:1].repeat(self.length)), sampling=sampling)
 
     def _remembered(self, contexts: Sequence[Context], actions: list[Any]) -> list[Any]:
-        self.sampled.append((contexts, actions))
+        self.sampled.append((contexts[0], actions[0]))
         return actions
 
 
@@ -65,8 +65,8 @@ class Understudy:
 class Rehearsed:
     """What a policy is asked to do."""
 
-    sampled: Sequence[tuple[Sequence[Context], Sequence[Action]]]
-    """What is sampled at once, one after another."""
+    sampled: Sequence[tuple[Context, Action]]
+    """An example of what is sampled at each turn."""
     scored: Sequence[tuple[Context, Action]]
     """What an update scores, in its order."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -26,8 +26,8 @@ class Policy(nn.Module):
     """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
     and temperature.
 
-    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode`, `paint` and `save`; `abilities`
-    says which verbs it has.
+    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode` and `save`; `abilities` says
+    which verbs it has.
     """
 
     family: ClassVar[str]
@@ -98,10 +98,6 @@ class Policy(nn.Module):
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         """Text (str) of each text action, picture (PIL) of each image action."""
-        raise NotImplementedError
-
-    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
-        """Pixels [B, 3, H, W] of drawings, as many at a time as go through the painter in one pass."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ length alone and prompts of one length share it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -262,17 +262,15 @@ class Janus(Policy):
     def decode(self, actions: Sequence[Action]) -> list[Any]:
         return decode_each(list(map(tokens_of, actions)), self._text, self._pictures)
 
-    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
-        ids = [tokens_of(drawing).ids for drawing in drawings]
-        for start in range(0, len(ids), 64):
-            yield self.vq.decode(torch.stack(ids[start : start + 64]).to(self.device))
-
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()
 
     def _pictures(self, drawings: Sequence[Tokens]) -> list[Image]:
-        pixels = list(torch.cat(list(self.paint(drawings))).float().cpu().numpy())
-        return self.processor.postprocess(pixels, return_tensors="PIL.Image.Image")["pixel_values"]
+        ids = torch.stack([drawing.ids for drawing in drawings])
+        pixels = torch.cat([self.vq.decode(part.to(self.device)) for part in ids.split(64)])
+        return self.processor.postprocess(list(pixels.float().cpu().numpy()), return_tensors="PIL.Image.Image")[
+            "pixel_values"
+        ]
 
     def save(self, folder: Path) -> None:
         network = self.merged()

@@ -17,7 +17,7 @@ Sources: MetaQuery (arXiv 2504.06256); UniRL-Zero (arXiv 2510.17937) for editing
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -338,11 +338,8 @@ class MetaQuery(Policy):
         return decode_each(actions, self._text, self._pictures)
 
     def _pictures(self, drawings: Sequence[Latents | Noised]) -> list[Image]:
-        return [_to_image(pixels) for part in self.paint(drawings) for pixels in part]
-
-    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
-        for part in self._chunks([drawing.path[-1] for drawing in drawings if not isinstance(drawing, Tokens)]):
-            yield self._pixels(torch.stack(list(part)))
+        parts = self._chunks([drawing.path[-1] for drawing in drawings])
+        return [_to_image(pixels) for part in parts for pixels in self._pixels(torch.stack(list(part)))]
 
     def _text(self, action: Tokens) -> str:
         return self.tokenizer.decode(action.ids, skip_special_tokens=True).strip()

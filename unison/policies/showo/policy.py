@@ -18,7 +18,7 @@ resizing and the painting by straight-through rounding. Contexts are laid out so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -334,16 +334,12 @@ class ShowO(Policy):
         return decode_each(list(map(tokens_of, actions)), self._text, self._pictures)
 
     def _pictures(self, drawings: Sequence[Tokens]) -> list[Image]:
-        return [magvit.to_image(pixels) for part in self.paint(drawings) for pixels in part]
+        parts, tokenizer = torch.stack([drawing.ids for drawing in drawings]).split(64), self.network.image_tokenizer
+        return [magvit.to_image(pixels) for part in parts for pixels in tokenizer.decode(part.to(self.device))]
 
     def _text(self, action: Tokens) -> str:
         words = action.ids[action.ids < self.layout.words]
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
-
-    def paint(self, drawings: Sequence[Action]) -> Iterator[Tensor]:
-        ids = [tokens_of(drawing).ids for drawing in drawings]
-        for start in range(0, len(ids), 64):
-            yield self.network.image_tokenizer.decode(torch.stack(ids[start : start + 64]).to(self.device))
 
     def save(self, folder: Path) -> None:
         write_network(self.merged(), folder)
