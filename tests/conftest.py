@@ -40,6 +40,14 @@ def golden() -> Path:
     return folder
 
 
+@pytest.fixture
+def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs plan no memory, which takes longer than all else that they check."""
+    from unison.planning.memory import Memory
+
+    monkeypatch.setattr("unison.planning.dry_run.estimate_memory", lambda *_: Memory({}, {}, {}))
+
+
 @pytest.fixture(scope="session")
 def second_device() -> Path:
     """The module that stands for a second device: $UNISON_SECOND_DEVICE, else ../shared/tools beside the repository."""

@@ -80,6 +80,7 @@ def test_help_shows_the_common_options_and_how_to_see_all(
     assert "--help-all lists every field" in shown
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_a_reward_may_be_given_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -94,6 +95,7 @@ def test_a_reward_may_be_given_a_checkpoint(
     assert "rewards = 'clip:./nowhere'" in shown
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_a_reward_may_be_given_an_endpoint_which_is_tried(
     serve_chat: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -165,6 +167,7 @@ def test_mistakes_are_one_line_with_the_remedy(
     assert "Traceback" not in shown
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_a_cold_start_is_left_out_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     run(monkeypatch, "train", "unirl-zero/think", "--skip-cold-start", "--dry-run")
     shown = capsys.readouterr().out
@@ -259,6 +262,7 @@ def test_sample_draws_a_sheet_and_answers_a_question(
     assert capsys.readouterr().out.count("\n") >= 1
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_the_exported_world_is_a_data_set_to_train_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -273,6 +277,7 @@ def sources(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return re.findall(r"training data:\s+(\S+?),?\s", capsys.readouterr().out)
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_data_replaces_the_recipes_and_in_a_chain_that_of_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -290,6 +295,7 @@ def test_data_replaces_the_recipes_and_in_a_chain_that_of_every_stage(
     assert "'b' is one too many" in shown
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_a_data_set_without_the_scenarios_columns_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -228,6 +228,7 @@ def dry_run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     cli.main()
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_a_dry_run_names_the_row_and_column_that_would_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -241,6 +242,7 @@ def test_a_dry_run_names_the_row_and_column_that_would_stop_the_run(
     assert "32 items, 3 bad rows" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures("unplanned")
 def test_the_remedies_that_messages_name_are_options_of_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

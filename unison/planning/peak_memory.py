@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 Program: TypeAlias = Callable[[], Iterable[Any]]
 """Some use of a network, inside which its weights have no data; what it returns is differentiated where it can be."""
@@ -97,7 +96,7 @@ class _Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._known: set[int] = set()
+        self._known: dict[int, Any] = {}
         self._made: dict[Any, Any] = {}
 
     def weight(self, tensor: Tensor, trained: bool) -> Tensor:
@@ -107,22 +106,23 @@ class _Live(TorchDispatchMode):
         return found
 
     def _uncounted(self, tensor: Tensor) -> _Hollow:
-        twin = torch.empty_like(tensor, device=META, requires_grad=False)
-        self._known.add(_key(twin))
+        twin = _like(tensor)
+        self._known[_key(twin)] = None
         return _Hollow(twin)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x.twin): x for x in tree_leaves((args, kwargs)) if isinstance(x, _Hollow)}
+        kwargs = kwargs or {}
+        given = {id(x.twin): x for x in _tensors((args, *kwargs.values())) if isinstance(x, _Hollow)}
         if not given:
-            out = func(*args, **(kwargs or {}))
-            return out if func.is_view else tree_map_only(Tensor, self._small, out)
+            out = func(*args, **kwargs)
+            return out if func.is_view else _each(out, self._small)
         if func in INDEXED:
             args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
-        kwargs = {name: x for name, x in (kwargs or {}).items() if name not in ("device", "generator")}
+        kwargs = {name: _each(x, _twin) for name, x in kwargs.items() if name not in ("device", "generator")}
         kwargs |= {"device": META} if _takes_device(func) else {}
-        out = self._of_twins(func, *tree_map_only(Tensor, _twin, (tuple(args), kwargs)))
+        out = self._of_twins(func, _each(tuple(args), _twin), kwargs)
         # what was changed in place stays the same tensor
-        return tree_map_only(Tensor, lambda x: given[id(x)] if id(x) in given else self._counted(_Hollow(x)), out)
+        return _each(out, lambda x: given[id(x)] if id(x) in given else self._counted(_Hollow(x)))
 
     def _of_twins(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation makes on the meta device; asked once of arguments of the same sizes, for layers repeat."""
@@ -130,13 +130,11 @@ class _Live(TorchDispatchMode):
             return func(*args, **kwargs)
         key = (func, _sizes(args), _sizes(tuple(kwargs.items())))
         if key in self._made:
-            return tree_map_only(Tensor, torch.empty_like, self._made[key])
+            return _each(self._made[key], _like)
         out = func(*args, **kwargs)
-        like = tree_map_only(Tensor, torch.empty_like, out)
-        given = {_key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        pairs = [(a, b) for a, b in zip(tree_leaves(out), tree_leaves(like), strict=True) if isinstance(a, Tensor)]
-        if all(a.stride() == b.stride() and _key(a) not in given for a, b in pairs):
-            self._made[key] = like
+        given = {_key(x) for x in _tensors((args, *kwargs.values()))}
+        if not given & {_key(x) for x in _tensors(out)}:
+            self._made[key] = _each(out, _like)
         return out
 
     def _small(self, tensor: Tensor) -> Tensor:
@@ -148,14 +146,13 @@ class _Live(TorchDispatchMode):
         storage = (tensor.twin if isinstance(tensor, _Hollow) else tensor).untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
-            self._known.add(key)
             self.now += size
             self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._freed, key, size)
+            self._known[key] = weakref.ref(storage, lambda _: self._freed(key, size))
         return tensor
 
     def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        del self._known[key]
         self.now -= size
 
 
@@ -168,6 +165,25 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _tensors(thing: Any) -> list[Tensor]:
+    """Those of an operation's arguments or results, which are alone or in lists."""
+    if isinstance(thing, list | tuple):
+        return [tensor for part in thing for tensor in _tensors(part)]
+    return [thing] if isinstance(thing, Tensor) else []
+
+
+def _each(thing: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same, each tensor changed. (`torch.utils._pytree` takes ten times as long.)"""
+    if isinstance(thing, list | tuple):
+        return type(thing)(_each(part, change) for part in thing)
+    return change(thing) if isinstance(thing, Tensor) else thing
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """Without data, and at once: `empty_like` asks Python on the meta device."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+
+
 def _sizes(thing: Any) -> Any:
     """All that an operation on the meta device can know of its arguments."""
     if isinstance(thing, Tensor):
@@ -178,7 +194,7 @@ def _sizes(thing: Any) -> Any:
 
 
 def _twin(tensor: Tensor) -> Tensor:
-    return tensor.twin if isinstance(tensor, _Hollow) else torch.empty_like(tensor, device=META)
+    return tensor.twin if isinstance(tensor, _Hollow) else _like(tensor)
 
 
 def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
