@@ -6,9 +6,6 @@ The model is a small plain network that draws with `policies.sde` and writes wit
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -446,37 +443,6 @@ def test_drawings_are_evaluated_without_noise_on_request(policy: Sketcher):
     for noiseless in (False, True):
         evaluate(policy, [Item("x", prompt="a cat")], ScenarioConfig(image=GUIDED), EvalConfig(noiseless=noiseless))
     assert [sampling.sde for sampling in seen] == ["flow_grpo", "ode"]
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-import unison.training.trainer
-from tests.training.test_train_latents import begin, configuration, make
-unison.training.trainer.load_policy = lambda config: make()
-items, out = map(Path, sys.argv[1:])
-begin(configuration(items, out, optim__steps=2, objective__image_kl_beta=0.1, scenario__name="self_improve")).train()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_same_steps_as_one(tmp_path: Path):
-    items, script = write_items(tmp_path / "items.jsonl"), tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    alone = [sys.executable, str(script)]
-    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
-    repo = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo)}
-    runs = []
-    for name, words in (("one", alone), ("two", together)):
-        command = [*words, str(items), str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=400)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"on {'2 processes' if name == 'two' else '1 process'}," in " ".join(done.stdout.split())
-        runs.append(metrics(tmp_path / name))
-    for one, two in zip(*runs, strict=True):
-        for name in ("loss", "grad_norm", "image/grad_norm", "text/grad_norm", "image/kl", "reward/mean"):
-            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5)
 
 
 # -- which steps are trained -----------------------------------------------------------------------------------------
