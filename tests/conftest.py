@@ -49,16 +49,6 @@ def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def second_device() -> Path:
-    """The module that stands for a second device: $UNISON_SECOND_DEVICE, else ../shared/tools beside the repository."""
-    own = os.environ.get("UNISON_SECOND_DEVICE")
-    file = Path(own) if own else REPO.parent / "shared" / "tools" / "second_device.py"
-    if not file.is_file():
-        pytest.skip(f"no second device at {file}: set UNISON_SECOND_DEVICE to the module that stands for one")
-    return file
-
-
-@pytest.fixture(scope="session")
 def fill_golden() -> Callable[[nn.Module], None]:
     """Fills a network's parameters by the rule of the golden numbers: normal draws seeded by the parameter's name, over
     the root of the fan-in for matrices, a tenth around 1 for the weights of norms and around 0 for biases."""
@@ -307,3 +297,22 @@ def serve_chat() -> Iterator[Callable[..., str]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+FAMILIES = {"janus": "policy", "showo": "showo", "metaquery": "metaquery"}
+"""Their fixtures."""
+
+
+@pytest.fixture(scope="module")
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Saves the tiny policy of a family, once; returns its folder."""
+
+    def save(family: str) -> str:
+        folder = root / family
+        if not folder.exists():
+            folder.mkdir()
+            request.getfixturevalue(FAMILIES[family]).save(folder)
+        return str(folder)
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return save

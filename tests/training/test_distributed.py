@@ -28,26 +28,11 @@ from unison.recipes import corl
 from unison.training.distributed import FOREIGN, Processes, placed, start
 
 STRATEGIES = ("ddp", "fsdp2")
-FAMILIES = {"janus": "policy", "showo": "showo", "metaquery": "metaquery"}  # and their fixtures
+FAMILIES = ("janus", "showo", "metaquery")
 CLOSE = 1e-5
 PATIENCE = 240  # seconds within which a failed run must have ended, on a machine with little time for it
 REPO = Path(__file__).resolve().parents[2]
 LAUNCH = REPO / "launch"
-
-
-@pytest.fixture(scope="module")
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Saves the tiny policy of a family, once; returns its folder."""
-
-    def save(family: str) -> str:
-        folder = root / family
-        if not folder.exists():
-            folder.mkdir()
-            request.getfixturevalue(FAMILIES[family]).save(folder)
-        return str(folder)
-
-    root = tmp_path_factory.mktemp("checkpoints")
-    return save
 
 
 def together(jobs: Sequence[Job], folder: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:

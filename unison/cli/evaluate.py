@@ -125,12 +125,12 @@ def _processes() -> PartialState:
     """The processes of this launch; they may wait for one another for days."""
     from datetime import timedelta
 
-    import torch
     from accelerate import PartialState
 
+    from unison.config import placement
+
     patience = {"timeout": timedelta(days=7)} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
-    # without a GPU it must be told so, or every process of a launch takes itself for the only one
-    return PartialState(cpu=not torch.cuda.is_available(), **patience)
+    return PartialState(**placement(), **patience)
 
 
 def _print_result(result: Evaluation, file: Path) -> None:

@@ -11,6 +11,7 @@ import tyro
 from unison.cli import tools
 from unison.cli.evaluate import evaluate
 from unison.cli.train import train
+from unison.config import choose_device
 
 USAGE = """unison: reinforcement learning for unified multimodal models
 
@@ -35,6 +36,7 @@ USAGE = """unison: reinforcement learning for unified multimodal models
   unison report <run>                          write <run>/report.html
   unison export <folder>                       write the embedded world as a data set
 
+Models and judges compute on the best device there is; `--device cpu`, or `--device cuda:1`, names another.
 `unison <verb> --help` lists its options; `unison train <recipe> --help` the common ones of a run, `--help-all` all.
 """
 
@@ -57,12 +59,26 @@ def main() -> None:
         return
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        _run(words)
+        _run(_placed(words))
     except ValueError as error:
         if os.environ.get("UNISON_DEBUG"):
             raise
         print(f"unison: error: {error}\n(UNISON_DEBUG=1 shows where it was raised)", file=sys.stderr)
         sys.exit(2)
+
+
+def _placed(words: list[str]) -> list[str]:
+    """The words without `--device <name>` or `--device=<name>`, which holds for every verb."""
+    options = [word.partition("=")[0] for word in words]
+    if "--device" not in options:
+        return words
+    place = options.index("--device")
+    _, given, value = words[place].partition("=")
+    end = place + (1 if given else 2)
+    if not given and end > len(words):
+        raise ValueError("--device: name one, as in --device cuda:1 or --device cpu")
+    choose_device(value if given else words[end - 1])
+    return words[:place] + words[end:]
 
 
 def _run(words: Sequence[str]) -> None:

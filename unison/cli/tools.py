@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from unison.config import JoinConfig, PolicyConfig, ServeConfig
 
+if TYPE_CHECKING:
+    from unison.policies.base import Policy
+
 Flat = arg(name="")
 Checkpoint = Positional[Annotated[str, arg(help="Checkpoint folder, hub id or assets/<name>.")]]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"], arg(help="Type of the weights; auto is float32 on a CPU, else bfloat16.")
+]
 
 
 def draw(
@@ -22,14 +28,14 @@ def draw(
     guidance: Annotated[float, arg(help="Guidance scale (the Janus-Pro authors use 5).")] = 2.0,
     temperature: Annotated[float, arg(help="Sampling temperature.")] = 1.0,
     seed: Annotated[int, arg(help="Seed of the first drawing; the others follow.")] = 0,
+    dtype: Dtype = "auto",
     zoom: Annotated[int, arg(help="Enlargement of the saved sheet.")] = 4,
     out: Annotated[Path, arg(help="PNG file, drawings side by side.")] = Path("drawing.png"),
 ) -> None:
     """Draw a prompt."""
-    from unison.policies import load_policy
     from unison.types import Context, Sampling
 
-    policy, settings = load_policy(PolicyConfig(checkpoint)), Sampling(temperature=temperature, guidance=guidance)
+    policy, settings = _loaded(checkpoint, dtype), Sampling(temperature=temperature, guidance=guidance)
     drawings = policy.draw([Context((prompt,))] * count, settings, range(seed, seed + count))
     _save_sheet(policy.decode(drawings), zoom, out)
     print(out)
@@ -43,15 +49,25 @@ def ask(
     temperature: Annotated[float, arg(help="Sampling temperature.")] = 1.0,
     max_tokens: Annotated[int, arg(help="Longest reply.")] = 256,
     seed: Annotated[int, arg(help="Seed of the first reply; the others follow.")] = 0,
+    dtype: Dtype = "auto",
 ) -> None:
     """Ask a question about a picture."""
     from unison.data.rows import read_image
-    from unison.policies import load_policy
     from unison.types import Context, Sampling
 
-    policy, settings = load_policy(PolicyConfig(checkpoint)), Sampling(temperature=temperature, max_tokens=max_tokens)
+    policy, settings = _loaded(checkpoint, dtype), Sampling(temperature=temperature, max_tokens=max_tokens)
     context = Context((read_image(str(image), Path(".")), question))
     print("\n".join(policy.decode(policy.write([context] * count, settings, range(seed, seed + count)))))
+
+
+def _loaded(checkpoint: str, dtype: str) -> Policy:
+    """The checkpoint as a policy on the best device."""
+    from unison.config import best_device
+    from unison.policies import load_policy
+
+    device = best_device()
+    kind: Any = dtype if dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
+    return load_policy(PolicyConfig(checkpoint, dtype=kind, compute_dtype=kind)).to(device)
 
 
 def _save_sheet(pictures: Sequence, zoom: int, out: Path) -> None:

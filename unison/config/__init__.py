@@ -8,6 +8,7 @@
     evaluation.py  what is measured on the way, and what is not to be forgotten
     machines.py    other processes and other machines
     checks.py      rules between sections
+    device.py      the device that models and judges compute on
     run.py         a whole run, and chains of them
     reading.py     configurations as files
     earlier.py     what earlier layouts wrote, read or refused
@@ -17,6 +18,7 @@ To add an option: give its section a field with a range and a sentence; a rule w
 
 from unison.config.checks import teams_of
 from unison.config.data import DataConfig, Suffix, WorldKind, is_prompts, world_kind
+from unison.config.device import best_device, choose_device, placement
 from unison.config.evaluation import EvalConfig, RetentionConfig
 from unison.config.fields import check_fields, pick, require
 from unison.config.learning import AdvantageConfig, ObjectiveConfig, OptimConfig, Scoring, ScoringConfig, StepConfig

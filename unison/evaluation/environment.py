@@ -9,11 +9,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def describe() -> dict[str, object]:
     """Command, versions, machine and commit, as JSON-able values."""
     import torch
+
+    from unison.config import best_device
 
     packages = ("unison", "torch", "transformers", "accelerate", "peft", "datasets")
     return {
@@ -23,10 +26,17 @@ def describe() -> dict[str, object]:
         **{name: _version(name) for name in packages},
         "platform": platform.platform(),
         "processor": _processor(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": named(best_device()),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def named(device: Any) -> str:
+    """A torch device as its maker calls it."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _version(package: str) -> str:

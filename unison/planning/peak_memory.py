@@ -112,17 +112,17 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = {id(x.twin): x for x in _tensors((args, *kwargs.values())) if isinstance(x, _Hollow)}
+        given = {id(x.twin): x for x in tensors_in((args, *kwargs.values())) if isinstance(x, _Hollow)}
         if not given:
             out = func(*args, **kwargs)
-            return out if func.is_view else _each(out, self._small)
+            return out if func.is_view else each_tensor(out, self._small)
         if func in INDEXED:
             args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
-        kwargs = {name: _each(x, _twin) for name, x in kwargs.items() if name not in ("device", "generator")}
+        kwargs = {name: each_tensor(x, _twin) for name, x in kwargs.items() if name not in ("device", "generator")}
         kwargs |= {"device": META} if _takes_device(func) else {}
-        out = self._of_twins(func, _each(tuple(args), _twin), kwargs)
+        out = self._of_twins(func, each_tensor(tuple(args), _twin), kwargs)
         # what was changed in place stays the same tensor
-        return _each(out, lambda x: given[id(x)] if id(x) in given else self._counted(_Hollow(x)))
+        return each_tensor(out, lambda x: given[id(x)] if id(x) in given else self._counted(_Hollow(x)))
 
     def _of_twins(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operation makes on the meta device; asked once of arguments of the same sizes, for layers repeat."""
@@ -130,11 +130,11 @@ class _Live(TorchDispatchMode):
             return func(*args, **kwargs)
         key = (func, _sizes(args), _sizes(tuple(kwargs.items())))
         if key in self._made:
-            return _each(self._made[key], _like)
+            return each_tensor(self._made[key], _like)
         out = func(*args, **kwargs)
-        given = {_key(x) for x in _tensors((args, *kwargs.values()))}
-        if not given & {_key(x) for x in _tensors(out)}:
-            self._made[key] = _each(out, _like)
+        given = {_key(x) for x in tensors_in((args, *kwargs.values()))}
+        if not given & {_key(x) for x in tensors_in(out)}:
+            self._made[key] = each_tensor(out, _like)
         return out
 
     def _small(self, tensor: Tensor) -> Tensor:
@@ -165,17 +165,17 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _tensors(thing: Any) -> list[Tensor]:
+def tensors_in(thing: Any) -> list[Tensor]:
     """Those of an operation's arguments or results, which are alone or in lists."""
     if isinstance(thing, list | tuple):
-        return [tensor for part in thing for tensor in _tensors(part)]
+        return [tensor for part in thing for tensor in tensors_in(part)]
     return [thing] if isinstance(thing, Tensor) else []
 
 
-def _each(thing: Any, change: Callable[[Tensor], Any]) -> Any:
+def each_tensor(thing: Any, change: Callable[[Tensor], Any]) -> Any:
     """The same, each tensor changed. (`torch.utils._pytree` takes ten times as long.)"""
     if isinstance(thing, list | tuple):
-        return type(thing)(_each(part, change) for part in thing)
+        return type(thing)(each_tensor(part, change) for part in thing)
     return change(thing) if isinstance(thing, Tensor) else thing
 
 

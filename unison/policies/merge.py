@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unison.config import best_device
 from unison.hub import fetch
 
 Method = Literal["gaussian", "linear", "slerp", "ties"]
@@ -90,7 +91,7 @@ def gaussian(tensors: Sequence[Tensor], weights: Sequence[float], base: Tensor) 
 
 def _column(weights: Sequence[float], stacked: Tensor) -> Tensor:
     """The weights, to be multiplied with models stacked along the first axis. [N, 1, ...]"""
-    return torch.tensor(weights, dtype=stacked.dtype).view(-1, *[1] * (stacked.dim() - 1))
+    return torch.tensor(weights, dtype=stacked.dtype, device=stacked.device).view(-1, *[1] * (stacked.dim() - 1))
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -135,9 +136,9 @@ def merge(
 ) -> Path:
     """Writes the merge of `models` to the new folder `out`; returns it.
 
-    Tensors are merged in float32 and written in the type, under the names and in the shards of the first checkpoint,
-    whose tokenizer, processor and configuration are taken over. At most one shard of the result and one tensor of every
-    model are in memory. `merge.json` records how it was made.
+    Tensors are merged in float32 on the best device and written in the type, under the names and in the shards of the
+    first checkpoint, whose tokenizer, processor and configuration are taken over. At most one shard of the result and
+    one tensor of every model are in memory. `merge.json` records how it was made.
 
     Args:
         models: checkpoint folders or hub ids, two or more (SLERP: two).
@@ -185,8 +186,9 @@ def _merged(key: str, models: Sequence[Weights], base: Weights | None, combine: 
             raise ValueError(f"{key} holds {kept} and differs between the models: only floats can be merged")
         return tensors[0]
     wide = torch.promote_types(kept, torch.float32)
-    origin = base[key].to(wide) if base else None
-    return combine([tensor.to(wide) for tensor in tensors], origin).to(kept)
+    device = best_device()
+    origin = base[key].to(device, wide) if base else None
+    return combine([tensor.to(device, wide) for tensor in tensors], origin).to("cpu", kept)
 
 
 def _copy_rest(source: Path, target: Path) -> None:

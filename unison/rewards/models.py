@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unison.config import best_device
 from unison.hub import read, whole
 from unison.types import Trajectory
 
@@ -22,10 +23,8 @@ CPU = torch.device("cpu")
 
 
 def device_of(policy: Any) -> torch.device:
-    """Judges run where the policy does; without one, on the first GPU or the CPU where there is none."""
-    if policy is not None:
-        return policy.device
-    return torch.device("cuda") if torch.cuda.is_available() else CPU
+    """Judges run where the policy does; without one, on the best device."""
+    return best_device() if policy is None else policy.device
 
 
 def in_chunks(

@@ -36,7 +36,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from unison.config import DistributedConfig
+from unison.config import DistributedConfig, placement
 from unison.policies.base import Policy
 from unison.policies.reference import WeightCopy
 from unison.types import Metrics
@@ -63,7 +63,7 @@ def start(config: DistributedConfig, trackers: Sequence[str], folder: Path) -> A
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise ValueError(f"{variable} = {os.environ[variable]!r}, set by the `accelerate` configuration: {why}")
     return Accelerator(
-        cpu=not torch.cuda.is_available(),  # else, without a GPU, every process takes itself for the only one
+        **placement(),
         log_with=list(trackers),
         project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
