@@ -305,6 +305,12 @@ class TurnBatch:
     mask: Tensor  # [B, L] bool
     share: Tensor  # [B, L] of each decision in the loss of the whole step; 0 where masked
     group: Tensor  # [B] int64, equal for siblings: numbers from 0 without a gap
+    weight: Tensor | None = None  # [B, L] how many of its action's decisions each scored one stands for; None: itself
+
+    def of_actions(self, values: Tensor) -> Tensor:
+        """Values of decisions so weighted that their sum is that of the whole action, of which only some may be
+        scored; an unbiased estimate. [B, L]"""
+        return values if self.weight is None else values * self.weight
 
 
 def pad_stack(rows: Sequence[Tensor], value: float = 0) -> Tensor:

@@ -36,14 +36,17 @@ from unison.config import AdvantageConfig, ObjectiveConfig, RunConfig, ScoringCo
 from unison.evaluation.records import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
+from unison.objectives.grpo import Totals
 from unison.objectives.nft import nft
 from unison.policies.decisions import noising
+from unison.policies.decisions.selection import some_rounds
 from unison.recipes import corl, find
 from unison.recipes.algorithms import ALGORITHMS, summary, trained_by
 from unison.rewards.text import overlong
 from unison.scenarios.rollout import groups_of, most_telling
 from unison.training.trainer import Trainer
-from unison.types import Context, Item, Latents, Noised, Sampling, Tokens, Trajectory, Turn, TurnBatch
+from unison.training.update import Reference
+from unison.types import Context, Item, Latents, Noised, Sampling, Tokens, Trajectory, Turn, TurnBatch, group_rows
 
 PLAIN = replace(DRAWN, guidance=1.0)
 LATENT = ("mixgrpo", "dancegrpo", "diffusion-nft", "diffusion-dpo")
@@ -97,6 +100,39 @@ def test_preferences_of_decisions_by_hand() -> None:
     margins = [0.2 - 0.0, 0.1 - 0.3, 0.3 + 1.0, -0.2 - 0.5]
     assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-2.0 * m)) for m in margins) / 4)
     assert measured["decisions"] == 4
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_margin_of_scored_rounds_is_an_unbiased_estimate_of_the_whole_actions(count: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    logp, mask, order = torch.randn(2, 12, generator=g), torch.ones(12, dtype=torch.bool), torch.arange(12) // 2
+    whole = logp[0].sum() - logp[1].sum()
+    margins = []
+    for seed in range(400):
+        chosen = [some_rounds(order, mask, count, 2 * seed + row) for row in range(2)]
+        scored, weight = (torch.stack(rows) for rows in zip(*chosen, strict=True))
+        zeros, advantage, group = torch.zeros(2, 12), torch.tensor([1.0, -1.0]), torch.zeros(2, dtype=torch.long)
+        b = TurnBatch(logp, zeros, None, advantage, scored, weight / 24, group, weight)
+        margins.append(dpo(b, ObjectiveConfig("dpo", level="sequence"))[1]["margin"])
+    error = torch.tensor(margins).std() / 400**0.5
+    assert abs(torch.tensor(margins).mean() - whole) <= 3 * error + 1e-5
+
+
+def test_an_update_compares_the_margins_of_whole_drawings(start: Callable[..., Trainer]) -> None:
+    """Every level has a log-ratio of its own, so the parts that an update may score average to the whole."""
+    trainer = start("run", "online-dpo", scoring__rounds=1)
+    trainer.step = 1
+    trajectories, _, _ = trainer.experience.collect(1)
+    (group, *_) = [
+        trainer.update._group(item, rows, trajectories, [1.0, -1.0] * (len(trajectories) // 2), 0)[:2]
+        for item, rows in group_rows(trajectories).items()
+    ]
+    told = Reference(logps=[torch.zeros(len(s.turn.action)) for s in group])
+    batch = trainer.update._batch(group, "image", Totals(2, 2), trainer.config.objective.of("image"), told)
+    assert batch.weight is not None
+    assert batch.weight.sum(1).tolist() == [len(s.turn.action) for s in group]
+    by_hand = (batch.advantage[:, None] * batch.weight * batch.logp * batch.mask).sum()
+    assert dpo(batch, trainer.config.objective)[1]["margin"] == pytest.approx(float(by_hand))
 
 
 def test_preferences_agree_with_trl() -> None:

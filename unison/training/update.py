@@ -203,6 +203,7 @@ class Updater:
     ) -> TurnBatch:
         contexts, selected = [s.turn.context for s in samples], [s.selected for s in samples]
         share = decision_shares(pad_stack([s.counted for s in selected]), total, objective)
+        weight = pad_stack([s.share for s in selected])
         actions = [s.action for s in selected]
         if reference.anchors is not None:
             logps, kls = zip(*self.policy(contexts, actions, reference.anchors), strict=True)
@@ -220,8 +221,9 @@ class Updater:
             kl=kl,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
-            share=(share * pad_stack([s.share for s in selected])).to(logp.device),
+            share=(share * weight).to(logp.device),
             group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
+            weight=weight.to(logp.device),
         )
 
     def _apply(self, informative: bool, loss: float) -> Metrics:
