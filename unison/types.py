@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 Split = Literal["train", "eval"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
 Positive: TypeAlias = Annotated[float, Interval(gt=0)]

@@ -32,7 +32,7 @@ from tests.training.test_train_latents import (
     write_items,
 )
 from unison.cli import main as cli
-from unison.config import AdvantageConfig, ObjectiveConfig, RunConfig, ScoringConfig
+from unison.config import AdvantageConfig, ObjectiveConfig, RetentionConfig, RunConfig, ScoringConfig
 from unison.evaluation.records import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
@@ -132,7 +132,7 @@ def test_an_update_compares_the_margins_of_whole_drawings(start: Callable[..., T
     assert batch.weight is not None
     assert batch.weight.sum(1).tolist() == [len(s.turn.action) for s in group]
     by_hand = (batch.advantage[:, None] * batch.weight * batch.logp * batch.mask).sum()
-    assert dpo(batch, trainer.config.objective)[1]["margin"] == pytest.approx(float(by_hand))
+    assert dpo(batch, trainer.config.objective)[1]["margin"] == pytest.approx(float(by_hand.detach()))
 
 
 def test_preferences_agree_with_trl() -> None:
@@ -493,8 +493,9 @@ def test_an_algorithm_changes_no_more_of_a_run_than_how_it_learns(name: str) -> 
 
 
 def ours(run: RunConfig) -> ObjectiveConfig:
-    """What GRPO leaves of a run's objective: clip ranges, penalties and betas."""
-    return replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
+    """What GRPO leaves of a run's objective: clip ranges and penalties."""
+    kept = replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
+    return replace(kept, beta=ObjectiveConfig().beta)
 
 
 def test_a_chain_is_trained_by_an_algorithm_stage_by_stage() -> None:
@@ -545,6 +546,9 @@ def test_a_command_with_an_algorithm_that_cannot_be_is_refused_in_a_line(
 
 # -- what cannot work -------------------------------------------------------------------------------------------------
 
+RAISED = RetentionConfig(on_fall="raise_kl")
+IMITATION = {"objective": ObjectiveConfig("sft"), "advantage__kind": "reward"}
+
 
 @pytest.mark.parametrize("algorithm", LATENT)
 def test_algorithms_of_denoising_refuse_a_model_that_draws_in_tokens(
@@ -570,7 +574,42 @@ def test_objectives_of_states_refuse_a_scenario_that_writes(start: Callable[...,
     [
         ("diffusion-nft", {"scenario__image": GUIDED}, r"scenario\.image\.guidance = 2\.5.*1 with 'nft'"),
         ("diffusion-nft", {"scoring__drawings": "rounds"}, r"scoring\.drawings = 'rounds'.*'noised' with 'nft'"),
-        ("diffusion-nft", {"objective__kl_beta": 0.1}, r"objective\.kl_beta, image_kl_beta = \(0\.1, None\)"),
+        (
+            "diffusion-nft",
+            {"objective__kl_beta": 0.1},
+            r"objective\.kl_beta = 0\.1: must be 0\.0 with 'nft', which has no",
+        ),
+        (
+            "diffusion-nft",
+            {"objective__image_kl_beta": 0.1},
+            r"objective\.image_kl_beta = 0\.1: must be None with 'nft'",
+        ),
+        (
+            "diffusion-nft",
+            {"objective__level": "sequence"},
+            r"objective\.level = 'sequence': must be 'decision' with 'nft'",
+        ),
+        (
+            "diffusion-nft",
+            {"retention": RAISED},
+            r"retention\.on_fall = 'raise_kl': must be 'report' or 'stop' with 'nft'",
+        ),
+        (
+            "online-dpo",
+            {"objective__image_kl_beta": 0.1},
+            r"objective\.image_kl_beta = 0\.1.*None with 'dpo'.*'grpo' alone",
+        ),
+        ("online-dpo", {"objective__image_clip": 1e-4}, r"objective\.image_clip = 0\.0001: must be None with 'dpo'"),
+        (
+            "mixgrpo",
+            {"objective__beta": 0.5},
+            r"objective\.beta = 0\.5: must be 0\.1 with 'grpo'.*'dpo' and 'nft' alone",
+        ),
+        (
+            "mixgrpo",
+            {"objective__image_kl_beta": 0.0, "retention": RAISED},
+            r"objective\.kl_beta = 0\.0: must be above 0",
+        ),
         ("diffusion-nft", {"objective__reference_decay": 1.5}, r"reference_decay = 1\.5.*between 0 and 1"),
         ("diffusion-nft", {"objective__beta": 0.0}, r"objective\.beta = 0\.0.*above 0"),
         ("diffusion-dpo", {"scoring__rounds": 2}, r"scoring\.rounds = 2.*every level"),
@@ -586,6 +625,28 @@ def test_settings_that_cannot_work_are_said(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         start("run", algorithm, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"objective": ObjectiveConfig("sft", kl_beta=0.1)},
+            r"objective\.kl_beta = 0\.1: must be 0\.0 with 'sft'.*'grpo'",
+        ),
+        (
+            {"objective": ObjectiveConfig("sft", image_kl_beta=0.1)},
+            r"objective\.image_kl_beta = 0\.1: .*None with 'sft'",
+        ),
+        ({"objective": ObjectiveConfig("sft", clip_low=0.1)}, r"objective\.clip_low = 0\.1: must be 0\.2 with 'sft'"),
+        ({"retention": RAISED}, r"retention\.on_fall = 'raise_kl': must be 'report' or 'stop' with 'sft'"),
+    ],
+)
+def test_imitation_refuses_settings_that_it_would_ignore(
+    start: Callable[..., Trainer], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        start("run", "grpo", **IMITATION | changes)
 
 
 def test_refills_need_siblings_that_are_compared() -> None:

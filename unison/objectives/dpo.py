@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unison.config import ObjectiveConfig, RunConfig, require
-from unison.objectives.base import Objective, held_by_beta
+from unison.objectives.base import Objective
 from unison.types import Metrics, TurnBatch
 
 
@@ -51,11 +51,10 @@ def of_groups(rows: Tensor, group: Tensor) -> Tensor:
 
 def check(config: RunConfig) -> None:
     """Both drawings of a pair are compared at once, at every level of noise."""
-    held_by_beta(config)
     images, rounds = config.step.micro_batch_images, config.scoring.rounds
     require(not images, "step.micro_batch_images", images, "0: 'dpo' compares the two drawings of a pair")
     rule = "0: 'dpo' compares both drawings at every level of noise"
     require(config.objective.level == "sequence" or not rounds, "scoring.rounds", rounds, rule)
 
 
-OBJECTIVE = Objective(dpo, check, pairs=True, from_reference=True, states_at=("decision",))
+OBJECTIVE = Objective(dpo, check, ("level", "beta"), pairs=True, from_reference=True, states_at=("decision",))

@@ -75,7 +75,7 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     return (batch.share * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
 
 
-OBJECTIVE = Objective(grpo)
+OBJECTIVE = Objective(grpo, reads=("level", "clip_low", "clip_high", "image_clip", "kl_beta", "image_kl_beta"))
 
 
 def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:

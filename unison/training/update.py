@@ -22,9 +22,7 @@ from unison.training.distributed import Processes, Weights, norm
 from unison.training.guards import NormGuard
 from unison.training.optimizer import build_optimizer
 from unison.training.retention import Retention
-from unison.types import Metrics, Modality, Selected, Trajectory, Turn, TurnBatch, group_rows, pad_stack
-
-MODALITIES: tuple[Modality, ...] = ("text", "image")
+from unison.types import MODALITIES, Metrics, Modality, Selected, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 
 @dataclass(frozen=True)
