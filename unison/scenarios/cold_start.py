@@ -30,7 +30,12 @@ def thought(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
             images=(picture,),
         )
         for item, reply, drawing, text, picture in zip(
-            items, policy.encode(replies), policy.encode(pictures), replies, pictures, strict=True
+            items,
+            policy.encode(replies),
+            policy.encode(pictures, seeds.once(items, "draw")),
+            replies,
+            pictures,
+            strict=True,
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
@@ -66,10 +71,10 @@ def reflection(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
         )
         for item, seen, verdict, drawing, corrected, text, picture, target in zip(
             items,
-            policy.encode(shown),
+            policy.encode(shown, seeds.once(items, "show")),
             policy.encode(replies),
-            policy.encode(right),
-            policy.encode(right),
+            policy.encode(right, seeds.once(items, "draw")),
+            policy.encode(right, seeds.once(items, "correct")),
             replies,
             shown,
             right,
