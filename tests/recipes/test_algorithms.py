@@ -43,6 +43,7 @@ from unison.policies.decisions.selection import some_rounds
 from unison.recipes import corl, find
 from unison.recipes.algorithms import ALGORITHMS, summary, trained_by
 from unison.rewards.text import overlong
+from unison.scenarios import SCENARIOS, check
 from unison.scenarios.rollout import groups_of, most_telling
 from unison.training.trainer import Trainer
 from unison.training.update import Reference
@@ -505,6 +506,15 @@ def test_a_chain_is_trained_by_an_algorithm_stage_by_stage() -> None:
     assert [stage.config.objective.kl_beta for stage in chain] == [0.0, 0.02, 0.02, 0.02]  # the recipe's
 
 
+def test_an_algorithm_leaves_stages_that_imitate_as_they_are() -> None:
+    before = find("unirl-zero/tiny-think")()
+    after = trained_by(before, "dr-grpo")
+    assert isinstance(before, tuple)
+    assert isinstance(after, tuple)
+    assert after[0] == before[0]
+    assert after[1].config.advantage.kind == "mean"
+
+
 def test_an_unknown_algorithm_is_said_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="algorithm = 'dapoo' is unknown; did you mean 'dapo'"):
         trained_by(corl.tiny_unified(), "dapoo")
@@ -640,6 +650,7 @@ def test_settings_that_cannot_work_are_said(
         ),
         ({"objective": ObjectiveConfig("sft", clip_low=0.1)}, r"objective\.clip_low = 0\.1: must be 0\.2 with 'sft'"),
         ({"retention": RAISED}, r"retention\.on_fall = 'raise_kl': must be 'report' or 'stop' with 'sft'"),
+        ({"scoring__old_logp": "recomputed"}, r"scoring\.old_logp = 'recomputed': must be 'sampled' with 'sft'"),
     ],
 )
 def test_imitation_refuses_settings_that_it_would_ignore(
@@ -647,6 +658,23 @@ def test_imitation_refuses_settings_that_it_would_ignore(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         start("run", "grpo", **IMITATION | changes)
+
+
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.gives])
+@pytest.mark.parametrize("algorithm", ["grpo", "online-dpo"])
+def test_given_actions_are_for_imitation_alone(name: str, algorithm: str) -> None:
+    run = trained_by(corl.tiny_unified(), algorithm)
+    assert isinstance(run, RunConfig)
+    run = replace(run, scenario=replace(run.scenario, name=name))
+    message = rf"objective\.name = '\w+': must be 'sft' with scenario\.name = '{name}', whose actions are given"
+    with pytest.raises(ValueError, match=message):
+        check(run)
+
+
+def test_scenarios_say_whether_actions_are_given() -> None:
+    """Only what a policy sampled has log-probabilities that are not all 0."""
+    given = {"imitate", "self_sft", "self_sft_split", "imitate_thought", "imitate_reflection"}
+    assert {name for name, scenario in SCENARIOS.items() if scenario.gives} == given
 
 
 def test_refills_need_siblings_that_are_compared() -> None:

@@ -68,11 +68,12 @@ def needs_reference(config: RunConfig) -> bool:
 # -- what settings ask of each other and of a model --------------------------------------------------------------------
 
 
-def check(config: RunConfig, verbs: tuple[str, ...]) -> None:
+def check(config: RunConfig, verbs: tuple[str, ...], given: bool = False) -> None:
     """Rejects settings that the objective has no meaning with, before anything is loaded.
 
     Args:
         verbs: what the scenario has the policy do.
+        given: whether the scenario has actions trained that were given, not sampled.
 
     Raises:
         ValueError: names the field, its value and the remedy.
@@ -83,6 +84,9 @@ def check(config: RunConfig, verbs: tuple[str, ...]) -> None:
     those = " or ".join(repr(n) for n, o in OBJECTIVES.items() if o.pairs)
     rule = f"'pair' with {those} alone; the objective is {name!r}"
     require((kind == "pair") == objective.pairs, "advantage.kind", kind, rule)
+    those = " or ".join(repr(n) for n, o in OBJECTIVES.items() if o.imitates)
+    rule = f"{those} with scenario.name = {config.scenario.name!r}, whose actions are given, not all sampled"
+    require(objective.imitates or not given, "objective.name", name, rule)
     _check_read(config.objective)
     objective.check(config)
     states, retention = _compares_states(config.objective), config.retention

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unison.config import ObjectiveConfig, RunConfig
+from unison.config import ObjectiveConfig, RunConfig, require
 from unison.types import Metrics, TurnBatch
 
 
 def anything(config: RunConfig) -> None:
     """No setting is refused."""
+
+
+def takes_no_ratios(config: RunConfig) -> None:
+    """Refuses log-probabilities that are computed anew for ratios which the objective does not take."""
+    old, rule = config.scoring.old_logp, f"'sampled' with {config.objective.name!r}, which takes no ratios to them"
+    require(old == "sampled", "scoring.old_logp", old, rule)
 
 
 EVERYWHERE = ("name", "reference_decay", "aggregation")
@@ -29,6 +35,9 @@ class Objective:
     """Refuses settings of a run under which the loss has no meaning, by a ValueError."""
     reads: tuple[str, ...] = ()
     """Which settings of `objective` it goes by, beside those of every objective; the others are refused."""
+    imitates: bool = False
+    """Whether it learns from given actions; others need log-probabilities of a policy that sampled, or siblings that
+    were sampled."""
     pairs: bool = False
     """Whether it takes advantages of kind "pair", and no others."""
     from_reference: bool = False

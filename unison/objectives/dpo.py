@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unison.config import ObjectiveConfig, RunConfig, require
-from unison.objectives.base import Objective
+from unison.objectives.base import Objective, takes_no_ratios
 from unison.types import Metrics, TurnBatch
 
 
@@ -51,6 +51,7 @@ def of_groups(rows: Tensor, group: Tensor) -> Tensor:
 
 def check(config: RunConfig) -> None:
     """Both drawings of a pair are compared at once, at every level of noise."""
+    takes_no_ratios(config)
     images, rounds = config.step.micro_batch_images, config.scoring.rounds
     require(not images, "step.micro_batch_images", images, "0: 'dpo' compares the two drawings of a pair")
     rule = "0: 'dpo' compares both drawings at every level of noise"

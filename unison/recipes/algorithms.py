@@ -155,7 +155,7 @@ ALGORITHMS: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 
 def trained_by(recipe: RunConfig | Chain, name: str) -> RunConfig | Chain:
-    """A recipe, or every stage of one, trained by the algorithm of that name.
+    """A recipe, or every stage of one, trained by the algorithm of that name; stages that imitate stay as they are.
 
     Raises:
         ValueError: unknown name, or settings of the recipe that cannot go with it.
@@ -163,7 +163,11 @@ def trained_by(recipe: RunConfig | Chain, name: str) -> RunConfig | Chain:
     algorithm = pick(ALGORITHMS, name, "algorithm")
     if isinstance(recipe, RunConfig):
         return algorithm(recipe)
-    return tuple(replace(stage, config=algorithm(stage.config)) for stage in recipe)
+    imitating = [scenarios.find(stage.config.scenario.name).gives for stage in recipe]
+    return tuple(
+        stage if imitates else replace(stage, config=algorithm(stage.config))
+        for stage, imitates in zip(recipe, imitating, strict=True)
+    )
 
 
 def summary(name: str) -> str:

@@ -47,6 +47,7 @@ THOUGHT = Scenario(
     ("prompt", "image", "reply"),
     "imitate the item's thought and the picture that follows it",
     held_out="think_then_draw",
+    gives=True,
     reads=False,
 )
 
@@ -90,4 +91,5 @@ REFLECTION = Scenario(
     ("prompt", "image", "reply", "target_image"),
     "imitate the item's verdict on a picture and its correction",
     held_out="reflect",
+    gives=True,
 )

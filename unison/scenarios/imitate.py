@@ -42,5 +42,6 @@ SCENARIO = Scenario(
     ("draw", "write"),
     ("prompt", "image", "question", "reply"),
     "imitate the item's own picture and reply",
+    gives=True,
     shares_prompts=True,
 )
