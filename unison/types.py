@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = ("text", "image")
 Split = Literal["train", "eval"]
 AnswerKind = Literal["multiple_choice", "open_ended"]
 Positive: TypeAlias = Annotated[float, Interval(gt=0)]
@@ -305,6 +306,12 @@ class TurnBatch:
     mask: Tensor  # [B, L] bool
     share: Tensor  # [B, L] of each decision in the loss of the whole step; 0 where masked
     group: Tensor  # [B] int64, equal for siblings: numbers from 0 without a gap
+    weight: Tensor | None = None  # [B, L] how many of its action's decisions each scored one stands for; None: itself
+
+    def of_actions(self, values: Tensor) -> Tensor:
+        """Values of decisions so weighted that their sum is that of the whole action, of which only some may be
+        scored; an unbiased estimate. [B, L]"""
+        return values if self.weight is None else values * self.weight
 
 
 def pad_stack(rows: Sequence[Tensor], value: float = 0) -> Tensor:

@@ -336,6 +336,12 @@ def test_the_ratio_of_a_sequence_by_hand() -> None:
     assert metrics["ratio"] == pytest.approx(2 * sum(ratios))
 
 
+def test_the_ratio_of_a_sequence_of_which_some_decisions_are_scored_weighs_each_by_what_it_stands_for() -> None:
+    whole = batch([[0.1, 0.3]], [0.0])
+    b = replace(whole, weight=torch.tensor([[1.0, 3.0]]))
+    assert grpo(b, ObjectiveConfig(level="sequence"))[1]["ratio"] == pytest.approx(2 * math.exp((0.1 + 3 * 0.3) / 4))
+
+
 @pytest.mark.parametrize("divide", [True, False])
 def test_advantages_agree_with_trls_formula(divide: bool) -> None:
     rewards = torch.rand(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -303,6 +303,15 @@ def test_decoding_keeps_the_order_of_texts_and_pictures(subject: Subject) -> Non
     assert first.tobytes() == second.tobytes()
 
 
+def test_what_is_drawn_to_encode_a_picture_follows_from_its_seed_alone(subject: Subject) -> None:
+    (one, other), encode = subject.policy.encode([OTHER, OTHER], [5, 6]), subject.policy.encode
+    torch.manual_seed(123)  # the global generator plays no part
+    again, _ = encode([OTHER, OTHER], [5, 4])
+    for first, second, same in ((one, again, True), (one, other, subject.policy.family == "janus")):
+        tensors = [(x, getattr(second, name)) for name, x in vars(first).items() if isinstance(x, Tensor)]
+        assert all(torch.equal(x, y) for x, y in tensors) is same  # Janus has one action for a picture
+
+
 def test_a_picture_becomes_an_action_that_is_scored_and_decoded(subject: Subject) -> None:
     torch.manual_seed(0)
     reply, drawing = subject.policy.encode(["four", OTHER])

@@ -32,18 +32,22 @@ from tests.training.test_train_latents import (
     write_items,
 )
 from unison.cli import main as cli
-from unison.config import AdvantageConfig, ObjectiveConfig, RunConfig, ScoringConfig
+from unison.config import AdvantageConfig, ObjectiveConfig, RetentionConfig, RunConfig, ScoringConfig
 from unison.evaluation.records import Evaluation
 from unison.objectives.advantage import advantages_of
 from unison.objectives.dpo import dpo
+from unison.objectives.grpo import Totals
 from unison.objectives.nft import nft
 from unison.policies.decisions import noising
+from unison.policies.decisions.selection import some_rounds
 from unison.recipes import corl, find
 from unison.recipes.algorithms import ALGORITHMS, summary, trained_by
 from unison.rewards.text import overlong
+from unison.scenarios import SCENARIOS, check
 from unison.scenarios.rollout import groups_of, most_telling
 from unison.training.trainer import Trainer
-from unison.types import Context, Item, Latents, Noised, Sampling, Tokens, Trajectory, Turn, TurnBatch
+from unison.training.update import Reference
+from unison.types import Context, Item, Latents, Noised, Sampling, Tokens, Trajectory, Turn, TurnBatch, group_rows
 
 PLAIN = replace(DRAWN, guidance=1.0)
 LATENT = ("mixgrpo", "dancegrpo", "diffusion-nft", "diffusion-dpo")
@@ -97,6 +101,39 @@ def test_preferences_of_decisions_by_hand() -> None:
     margins = [0.2 - 0.0, 0.1 - 0.3, 0.3 + 1.0, -0.2 - 0.5]
     assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(-2.0 * m)) for m in margins) / 4)
     assert measured["decisions"] == 4
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_margin_of_scored_rounds_is_an_unbiased_estimate_of_the_whole_actions(count: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    logp, mask, order = torch.randn(2, 12, generator=g), torch.ones(12, dtype=torch.bool), torch.arange(12) // 2
+    whole = logp[0].sum() - logp[1].sum()
+    margins = []
+    for seed in range(400):
+        chosen = [some_rounds(order, mask, count, 2 * seed + row) for row in range(2)]
+        scored, weight = (torch.stack(rows) for rows in zip(*chosen, strict=True))
+        zeros, advantage, group = torch.zeros(2, 12), torch.tensor([1.0, -1.0]), torch.zeros(2, dtype=torch.long)
+        b = TurnBatch(logp, zeros, None, advantage, scored, weight / 24, group, weight)
+        margins.append(dpo(b, ObjectiveConfig("dpo", level="sequence"))[1]["margin"])
+    error = torch.tensor(margins).std() / 400**0.5
+    assert abs(torch.tensor(margins).mean() - whole) <= 3 * error + 1e-5
+
+
+def test_an_update_compares_the_margins_of_whole_drawings(start: Callable[..., Trainer]) -> None:
+    """Every level has a log-ratio of its own, so the parts that an update may score average to the whole."""
+    trainer = start("run", "online-dpo", scoring__rounds=1)
+    trainer.step = 1
+    trajectories, _, _ = trainer.experience.collect(1)
+    (group, *_) = [
+        trainer.update._group(item, rows, trajectories, [1.0, -1.0] * (len(trajectories) // 2), 0)[:2]
+        for item, rows in group_rows(trajectories).items()
+    ]
+    told = Reference(logps=[torch.zeros(len(s.turn.action)) for s in group])
+    batch = trainer.update._batch(group, "image", Totals(2, 2), trainer.config.objective.of("image"), told)
+    assert batch.weight is not None
+    assert batch.weight.sum(1).tolist() == [len(s.turn.action) for s in group]
+    by_hand = (batch.advantage[:, None] * batch.weight * batch.logp * batch.mask).sum()
+    assert dpo(batch, trainer.config.objective)[1]["margin"] == pytest.approx(float(by_hand.detach()))
 
 
 def test_preferences_agree_with_trl() -> None:
@@ -457,8 +494,9 @@ def test_an_algorithm_changes_no_more_of_a_run_than_how_it_learns(name: str) -> 
 
 
 def ours(run: RunConfig) -> ObjectiveConfig:
-    """What GRPO leaves of a run's objective: clip ranges, penalties and betas."""
-    return replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
+    """What GRPO leaves of a run's objective: clip ranges and penalties."""
+    kept = replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
+    return replace(kept, beta=ObjectiveConfig().beta)
 
 
 def test_a_chain_is_trained_by_an_algorithm_stage_by_stage() -> None:
@@ -466,6 +504,15 @@ def test_a_chain_is_trained_by_an_algorithm_stage_by_stage() -> None:
     assert isinstance(chain, tuple)
     assert all(stage.config.advantage.kind == "mean" for stage in chain)
     assert [stage.config.objective.kl_beta for stage in chain] == [0.0, 0.02, 0.02, 0.02]  # the recipe's
+
+
+def test_an_algorithm_leaves_stages_that_imitate_as_they_are() -> None:
+    before = find("unirl-zero/tiny-think")()
+    after = trained_by(before, "dr-grpo")
+    assert isinstance(before, tuple)
+    assert isinstance(after, tuple)
+    assert after[0] == before[0]
+    assert after[1].config.advantage.kind == "mean"
 
 
 def test_an_unknown_algorithm_is_said_with_the_nearest() -> None:
@@ -509,6 +556,9 @@ def test_a_command_with_an_algorithm_that_cannot_be_is_refused_in_a_line(
 
 # -- what cannot work -------------------------------------------------------------------------------------------------
 
+RAISED = RetentionConfig(on_fall="raise_kl")
+IMITATION = {"objective": ObjectiveConfig("sft"), "advantage__kind": "reward"}
+
 
 @pytest.mark.parametrize("algorithm", LATENT)
 def test_algorithms_of_denoising_refuse_a_model_that_draws_in_tokens(
@@ -534,7 +584,42 @@ def test_objectives_of_states_refuse_a_scenario_that_writes(start: Callable[...,
     [
         ("diffusion-nft", {"scenario__image": GUIDED}, r"scenario\.image\.guidance = 2\.5.*1 with 'nft'"),
         ("diffusion-nft", {"scoring__drawings": "rounds"}, r"scoring\.drawings = 'rounds'.*'noised' with 'nft'"),
-        ("diffusion-nft", {"objective__kl_beta": 0.1}, r"objective\.kl_beta, image_kl_beta = \(0\.1, None\)"),
+        (
+            "diffusion-nft",
+            {"objective__kl_beta": 0.1},
+            r"objective\.kl_beta = 0\.1: must be 0\.0 with 'nft', which has no",
+        ),
+        (
+            "diffusion-nft",
+            {"objective__image_kl_beta": 0.1},
+            r"objective\.image_kl_beta = 0\.1: must be None with 'nft'",
+        ),
+        (
+            "diffusion-nft",
+            {"objective__level": "sequence"},
+            r"objective\.level = 'sequence': must be 'decision' with 'nft'",
+        ),
+        (
+            "diffusion-nft",
+            {"retention": RAISED},
+            r"retention\.on_fall = 'raise_kl': must be 'report' or 'stop' with 'nft'",
+        ),
+        (
+            "online-dpo",
+            {"objective__image_kl_beta": 0.1},
+            r"objective\.image_kl_beta = 0\.1.*None with 'dpo'.*'grpo' alone",
+        ),
+        ("online-dpo", {"objective__image_clip": 1e-4}, r"objective\.image_clip = 0\.0001: must be None with 'dpo'"),
+        (
+            "mixgrpo",
+            {"objective__beta": 0.5},
+            r"objective\.beta = 0\.5: must be 0\.1 with 'grpo'.*'dpo' and 'nft' alone",
+        ),
+        (
+            "mixgrpo",
+            {"objective__image_kl_beta": 0.0, "retention": RAISED},
+            r"objective\.kl_beta = 0\.0: must be above 0",
+        ),
         ("diffusion-nft", {"objective__reference_decay": 1.5}, r"reference_decay = 1\.5.*between 0 and 1"),
         ("diffusion-nft", {"objective__beta": 0.0}, r"objective\.beta = 0\.0.*above 0"),
         ("diffusion-dpo", {"scoring__rounds": 2}, r"scoring\.rounds = 2.*every level"),
@@ -550,6 +635,46 @@ def test_settings_that_cannot_work_are_said(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         start("run", algorithm, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"objective": ObjectiveConfig("sft", kl_beta=0.1)},
+            r"objective\.kl_beta = 0\.1: must be 0\.0 with 'sft'.*'grpo'",
+        ),
+        (
+            {"objective": ObjectiveConfig("sft", image_kl_beta=0.1)},
+            r"objective\.image_kl_beta = 0\.1: .*None with 'sft'",
+        ),
+        ({"objective": ObjectiveConfig("sft", clip_low=0.1)}, r"objective\.clip_low = 0\.1: must be 0\.2 with 'sft'"),
+        ({"retention": RAISED}, r"retention\.on_fall = 'raise_kl': must be 'report' or 'stop' with 'sft'"),
+        ({"scoring__old_logp": "recomputed"}, r"scoring\.old_logp = 'recomputed': must be 'sampled' with 'sft'"),
+    ],
+)
+def test_imitation_refuses_settings_that_it_would_ignore(
+    start: Callable[..., Trainer], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        start("run", "grpo", **IMITATION | changes)
+
+
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.gives])
+@pytest.mark.parametrize("algorithm", ["grpo", "online-dpo"])
+def test_given_actions_are_for_imitation_alone(name: str, algorithm: str) -> None:
+    run = trained_by(corl.tiny_unified(), algorithm)
+    assert isinstance(run, RunConfig)
+    run = replace(run, scenario=replace(run.scenario, name=name))
+    message = rf"objective\.name = '\w+': must be 'sft' with scenario\.name = '{name}', whose actions are given"
+    with pytest.raises(ValueError, match=message):
+        check(run)
+
+
+def test_scenarios_say_whether_actions_are_given() -> None:
+    """Only what a policy sampled has log-probabilities that are not all 0."""
+    given = {"imitate", "self_sft", "self_sft_split", "imitate_thought", "imitate_reflection"}
+    assert {name for name, scenario in SCENARIOS.items() if scenario.gives} == given
 
 
 def test_refills_need_siblings_that_are_compared() -> None:

@@ -157,6 +157,20 @@ def test_a_gradient_reaches_what_a_turn_is_made_by_and_nothing_frozen(
 # -- cold starts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["imitate_thought", "imitate_reflection"])
+def test_what_is_drawn_of_given_pictures_follows_from_the_runs_seed(metaquery: MetaQuery, name: str) -> None:
+    first = drawn_in(rollout(metaquery, name))
+    torch.manual_seed(123)  # the global generator plays no part
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn_in(rollout(metaquery, name)), strict=True))
+    for other in (Seeds(1, 0), Seeds(0, 1)):
+        assert not any(torch.equal(a, b) for a, b in zip(first, drawn_in(rollout(metaquery, name, other)), strict=True))
+
+
+def drawn_in(trajectories: list[Trajectory]) -> list[torch.Tensor]:
+    """The noise of every picture that is learned from."""
+    return [t.action.path[0] for one in trajectories for t in one.turns if isinstance(t.action, Noised)]
+
+
 def test_the_cold_start_of_thoughts_shows_what_the_item_has(metaquery: MetaQuery) -> None:
     for trajectory in rollout(metaquery, "imitate_thought"):
         thought, drawing = trajectory.turns

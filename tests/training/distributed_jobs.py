@@ -15,12 +15,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from unison.config import PolicyConfig, RunConfig
+from unison.policies import load_policy
+from unison.policies.base import Policy
 from unison.recipes import corl
+from unison.training import trainer as trainers
 from unison.training.distributed import leave, whole_tensor
 from unison.training.trainer import Trainer
 from unison.types import Sampling, TextSampling, Tokens, Trajectory
@@ -91,8 +95,8 @@ def at_times(trajectories: Sequence[Trajectory], policy: object) -> list[float |
 
 def run(job: Job) -> Trainer:
     """Does a job; every step's gradient, as it is before clipping, is kept in the run's folder."""
-    torch.manual_seed(int(os.environ.get("RANK", "0")))  # new weights differ, unless they are the first process's
-    trainer = Trainer(configuration(job), job.resume)
+    with mock.patch.object(trainers, "load_policy", _loaded_alone):
+        trainer = Trainer(configuration(job), job.resume)
     trainer.rewards["world"] = at_times if job.abstains else liked
     _keep_gradients(trainer)
     if job.stop:
@@ -104,6 +108,12 @@ def run(job: Job) -> Trainer:
     if trainer.processes.is_main:
         (trainer.run / "held.json").write_text(json.dumps(held(trainer)))
     return trainer
+
+
+def _loaded_alone(config: PolicyConfig) -> Policy:
+    """New weights differ between processes, unless they become the first's."""
+    torch.manual_seed(int(os.environ.get("RANK", "0")))
+    return load_policy(config)
 
 
 def held(trainer: Trainer) -> float:

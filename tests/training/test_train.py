@@ -196,6 +196,16 @@ def test_a_reward_that_raises_stops_the_run_with_its_name_and_keeps_the_checkpoi
     assert (trainer.run / "checkpoints" / "last" / "state.json").exists()
 
 
+def test_the_runs_seed_decides_on_new_adapters(checkpoint: Path, tmp_path: Path):
+    def drawn(noise: int, seed: int) -> torch.Tensor:
+        torch.manual_seed(noise)  # as another process would have it
+        network = Trainer(small(checkpoint, tmp_path / "run", policy__lora_rank=2, seed=seed)).policy.network
+        return torch.cat([p.detach().flatten() for name, p in network.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(drawn(1, seed=0), drawn(2, seed=0))
+    assert not torch.equal(drawn(1, seed=0), drawn(1, seed=1))
+
+
 def test_lora_trains_adapters_alone_and_exports_a_plain_checkpoint(checkpoint: Path, tmp_path: Path):
     from transformers import JanusForConditionalGeneration
 

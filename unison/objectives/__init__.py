@@ -13,10 +13,12 @@ a set of settings with a name is an algorithm (`recipes/algorithms.py`).
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from unison.config import ObjectiveConfig, RunConfig, pick, require
 from unison.objectives import dpo, grpo, nft, sft
-from unison.objectives.base import Objective
-from unison.types import ImageSampling
+from unison.objectives.base import EVERYWHERE, Objective
+from unison.types import MODALITIES, ImageSampling
 
 OBJECTIVES: dict[str, Objective] = {
     "grpo": grpo.OBJECTIVE,
@@ -66,11 +68,12 @@ def needs_reference(config: RunConfig) -> bool:
 # -- what settings ask of each other and of a model --------------------------------------------------------------------
 
 
-def check(config: RunConfig, verbs: tuple[str, ...]) -> None:
+def check(config: RunConfig, verbs: tuple[str, ...], given: bool = False) -> None:
     """Rejects settings that the objective has no meaning with, before anything is loaded.
 
     Args:
         verbs: what the scenario has the policy do.
+        given: whether the scenario has actions trained that were given, not sampled.
 
     Raises:
         ValueError: names the field, its value and the remedy.
@@ -81,19 +84,41 @@ def check(config: RunConfig, verbs: tuple[str, ...]) -> None:
     those = " or ".join(repr(n) for n, o in OBJECTIVES.items() if o.pairs)
     rule = f"'pair' with {those} alone; the objective is {name!r}"
     require((kind == "pair") == objective.pairs, "advantage.kind", kind, rule)
+    those = " or ".join(repr(n) for n, o in OBJECTIVES.items() if o.imitates)
+    rule = f"{those} with scenario.name = {config.scenario.name!r}, whose actions are given, not all sampled"
+    require(objective.imitates or not given, "objective.name", name, rule)
+    _check_read(config.objective)
     objective.check(config)
     states, retention = _compares_states(config.objective), config.retention
     rule = "one for tokens too with retention.replay_items"
     require(not states or not retention.replay_items, "objective.name", name, rule)
-    rule = "above 0, or objective.image_kl_beta, with retention.on_fall = 'raise_kl'"
-    held = has_penalty(config.objective) or retention.on_fall != "raise_kl"
-    require(held, "objective.kl_beta", config.objective.kl_beta, rule)
+    _check_raised(config)
     if states and "write" in verbs:
         raise ValueError(
             f"objective.name = {name!r} at level {config.objective.level!r} compares noisy states of drawings, but "
             f"scenario.name = {config.scenario.name!r} writes: choose a scenario that draws alone, such as 't2i', or "
             "another objective"
         )
+
+
+def _check_read(config: ObjectiveConfig) -> None:
+    """Refuses settings that the objective does not read, so that none is without effect."""
+    for field in fields(ObjectiveConfig):
+        value, reads = getattr(config, field.name), (*EVERYWHERE, *find(config).reads)
+        those = " and ".join(repr(name) for name, one in OBJECTIVES.items() if field.name in one.reads)
+        rule = f"{field.default!r} with {config.name!r}, which has no use for it: {those} alone has"
+        unused = value == field.default or not value
+        require(unused or field.name in reads, f"objective.{field.name}", value, rule)
+
+
+def _check_raised(config: RunConfig) -> None:
+    """Refuses to raise a coefficient that is 0, or that the objective does not read."""
+    raised, betas = config.retention.on_fall == "raise_kl", [config.objective.of(m).kl_beta for m in MODALITIES]
+    rule = f"'report' or 'stop' with {config.objective.name!r}, which has no coefficient of a KL to raise"
+    reads = "kl_beta" in find(config.objective).reads
+    require(reads or not raised, "retention.on_fall", config.retention.on_fall, rule)
+    rule = "above 0, or objective.image_kl_beta, with retention.on_fall = 'raise_kl'"
+    require(any(betas) or not raised, "objective.kl_beta", config.objective.kl_beta, rule)
 
 
 def demands(config: RunConfig) -> dict[str, str]:

@@ -15,20 +15,29 @@ def anything(config: RunConfig) -> None:
     """No setting is refused."""
 
 
-def held_by_beta(config: RunConfig) -> None:
-    """Refuses another weight of the divergence beside `objective.beta`."""
-    held = (config.objective.kl_beta, config.objective.image_kl_beta)
-    rule = f"0 with {config.objective.name!r}, which beta holds back"
-    require(not any(held), "objective.kl_beta, image_kl_beta", held, rule)
+def takes_no_ratios(config: RunConfig) -> None:
+    """Refuses log-probabilities that are computed anew for ratios which the objective does not take."""
+    old, rule = config.scoring.old_logp, f"'sampled' with {config.objective.name!r}, which takes no ratios to them"
+    require(old == "sampled", "scoring.old_logp", old, rule)
+
+
+EVERYWHERE = ("name", "reference_decay", "aggregation")
+"""Settings that have a meaning with every objective."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A pure function from a batch to its share of the loss and sums of metrics over its `decisions`."""
+    """A pure function from a batch to its share of the loss and sums of metrics over its `decisions`, and what it asks
+    of a run."""
 
     loss: Callable[[TurnBatch, ObjectiveConfig], tuple[Tensor, Metrics]]
     check: Callable[[RunConfig], None] = anything
     """Refuses settings of a run under which the loss has no meaning, by a ValueError."""
+    reads: tuple[str, ...] = ()
+    """Which settings of `objective` it goes by, beside those of every objective; the others are refused."""
+    imitates: bool = False
+    """Whether it learns from given actions; others need log-probabilities of a policy that sampled, or siblings that
+    were sampled."""
     pairs: bool = False
     """Whether it takes advantages of kind "pair", and no others."""
     from_reference: bool = False

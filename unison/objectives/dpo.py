@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unison.config import ObjectiveConfig, RunConfig, require
-from unison.objectives.base import Objective, held_by_beta
+from unison.objectives.base import Objective, takes_no_ratios
 from unison.types import Metrics, TurnBatch
 
 
@@ -25,7 +25,8 @@ def dpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """-log sigmoid(beta (log-ratio of the best - log-ratio of the worst)), for each pair or each of its decisions.
 
     `batch.old_logp` is the reference's; the advantage is 1 for the best and -1 for the worst of a group. Where a
-    trajectory has several turns of the modality, they are compared together.
+    trajectory has several turns of the modality, they are compared together. Where only some decisions of an action are
+    scored, the margin is an unbiased estimate of the whole's.
 
     Returns:
         The batch's share of the loss, and sums over comparisons: divide by `decisions` for means.
@@ -33,7 +34,7 @@ def dpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     gain = batch.advantage[:, None] * torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
     share = batch.share
     if config.level == "sequence":
-        gain, share = gain.sum(1, keepdim=True), share.sum(1, keepdim=True)
+        gain, share = batch.of_actions(gain).sum(1, keepdim=True), share.sum(1, keepdim=True)
     margin, share = of_groups(gain, batch.group), of_groups(share, batch.group)
     compared = share > 0
     loss = -(share * F.logsigmoid(config.beta * margin)).sum()
@@ -50,11 +51,11 @@ def of_groups(rows: Tensor, group: Tensor) -> Tensor:
 
 def check(config: RunConfig) -> None:
     """Both drawings of a pair are compared at once, at every level of noise."""
-    held_by_beta(config)
+    takes_no_ratios(config)
     images, rounds = config.step.micro_batch_images, config.scoring.rounds
     require(not images, "step.micro_batch_images", images, "0: 'dpo' compares the two drawings of a pair")
     rule = "0: 'dpo' compares both drawings at every level of noise"
     require(config.objective.level == "sequence" or not rounds, "scoring.rounds", rounds, rule)
 
 
-OBJECTIVE = Objective(dpo, check, pairs=True, from_reference=True, states_at=("decision",))
+OBJECTIVE = Objective(dpo, check, ("level", "beta"), pairs=True, from_reference=True, states_at=("decision",))

@@ -53,7 +53,8 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """
     difference = torch.where(batch.mask, batch.logp - batch.old_logp, 0.0)
     if config.level == "sequence":
-        mean = difference.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True).clamp_min(1)
+        whole, count = (batch.of_actions(x).sum(-1, keepdim=True) for x in (difference, batch.mask))
+        mean = whole / count.clamp_min(1)
         difference = torch.where(batch.mask, mean, 0.0)
     ratio = difference.exp()
     advantage = batch.advantage[:, None]
@@ -74,7 +75,7 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     return (batch.share * loss).sum(), {**sums, "decisions": float(batch.mask.sum())}
 
 
-OBJECTIVE = Objective(grpo)
+OBJECTIVE = Objective(grpo, reads=("level", "clip_low", "clip_high", "image_clip", "kl_beta", "image_kl_beta"))
 
 
 def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:

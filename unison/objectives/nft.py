@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from unison.config import ObjectiveConfig, RunConfig, require
-from unison.objectives.base import Objective, held_by_beta
+from unison.objectives.base import Objective, takes_no_ratios
 from unison.types import Metrics, TurnBatch
 
 LEAST_ERROR = 1e-5  # below it a loss is not scaled up further
@@ -54,11 +54,11 @@ def nft(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
 
 def check(config: RunConfig) -> None:
     """Given drawings are scored, of a policy that draws without guidance."""
-    held_by_beta(config)
+    takes_no_ratios(config)
     scored, guidance = config.scoring.drawings, config.scenario.image.guidance
     require(scored == "noised", "scoring.drawings", scored, "'noised' with 'nft'")
     rule = "1 with 'nft', which learns from what the model draws without guidance"
     require(guidance == 1, "scenario.image.guidance", guidance, rule)
 
 
-OBJECTIVE = Objective(nft, check, samples_reference=True, states_at=("decision", "sequence"))
+OBJECTIVE = Objective(nft, check, ("beta",), samples_reference=True, states_at=("decision", "sequence"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unison.config import ObjectiveConfig
-from unison.objectives.base import Objective
+from unison.config import ObjectiveConfig, RunConfig
+from unison.objectives.base import Objective, takes_no_ratios
 from unison.types import Metrics, TurnBatch
 
 
@@ -21,4 +21,9 @@ def sft(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     return loss, {"nll": float(nll.detach().sum()), "decisions": float(batch.mask.sum())}
 
 
-OBJECTIVE = Objective(sft)
+def check(config: RunConfig) -> None:
+    """No ratio is taken, so there is nothing to compute anew."""
+    takes_no_ratios(config)
+
+
+OBJECTIVE = Objective(sft, check, imitates=True)

@@ -40,7 +40,7 @@ class Understudy:
         one = self.shape.drawing(sampling)
         return self._remembered(contexts, [replace(one) for _ in contexts])
 
-    def encode(self, targets: Sequence[Any]) -> list[Action]:
+    def encode(self, targets: Sequence[Any], seeds: Sequence[int] | None = None) -> list[Action]:
         return [self._reply(Sampling()) if isinstance(t, str) else self.shape.drawing(None) for t in targets]
 
     def decode(self, actions: Sequence[Action]) -> list[Any]:

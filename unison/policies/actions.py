@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from unison.types import Action, Modality, Part, Sampling, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Sources: TypeAlias = Sequence[torch.Generator | None]
+"""Of the randomness of each row; None is torch's global generator."""
 
 
 def tokens_of(action: Action) -> Tokens:
@@ -45,12 +48,19 @@ def given(modality: Modality, ids: Tensor) -> Tokens:
 
 def encode_each(
     targets: Sequence[str | Image | Action],
+    seeds: Sequence[int] | None,
     text: Callable[[str], Action],
-    pictures: Callable[[list[Image]], Iterable[Action]],
+    pictures: Callable[[list[Image], Sources], Iterable[Action]],
 ) -> list[Action]:
-    """The action of every target, of all pictures at once; a target that is an action stays."""
-    images = [t for t in targets if not isinstance(t, str | Action)]
-    drawn = iter(pictures(images) if images else ())
+    """The action of every target, of all pictures at once; a target that is an action stays.
+
+    Args:
+        seeds: of what is drawn for each target; None draws from torch's global generator.
+    """
+    rows = [row for row, t in enumerate(targets) if not isinstance(t, str | Action)]
+    images = [cast("Image", targets[row]) for row in rows]
+    sources = [None if seeds is None else torch.Generator().manual_seed(seeds[row]) for row in rows]
+    drawn = iter(pictures(images, sources) if images else ())
     return [t if isinstance(t, Action) else text(t) if isinstance(t, str) else next(drawn) for t in targets]
 
 

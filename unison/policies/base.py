@@ -87,8 +87,13 @@ class Policy(nn.Module):
         sampled = scoring.old_logp == "sampled"
         return [Selected(a, a.mask.float(), a.logp if sampled else None, a.mask) for a in actions]
 
-    def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
-        """The actions that would have produced the given texts or images; a target that is an action stays."""
+    def encode(self, targets: Sequence[Target], seeds: Sequence[int] | None = None) -> Sequence[Action]:
+        """The actions that would have produced the given texts or images; a target that is an action stays.
+
+        Args:
+            seeds: of each target, where more than one action would have: a masking, a level of noise. None draws from
+                torch's global generator.
+        """
         raise NotImplementedError
 
     def hidden_states(self, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:

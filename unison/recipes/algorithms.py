@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from unison import scenarios
-from unison.config import AdvantageConfig, Chain, RunConfig, WindowConfig, pick
+from unison.config import AdvantageConfig, Chain, ObjectiveConfig, RunConfig, WindowConfig, pick
+from unison.objectives import OBJECTIVES
 
 DENOISING_CLIP = 1e-4
 """Clip range of ratios of denoising steps, whose log-probabilities are means over latent dimensions (Flow-GRPO)."""
@@ -23,7 +24,8 @@ DENOISING_CLIP = 1e-4
 
 def grpo(run: RunConfig) -> RunConfig:
     """GRPO (arXiv 2402.03300): standard scores within a group, clipped ratios, mean over each action."""
-    objective = replace(run.objective, name="grpo", level="decision", aggregation="sequence", reference_decay=1.0)
+    kept = {name: getattr(run.objective, name) for name in OBJECTIVES["grpo"].reads}
+    objective = ObjectiveConfig(**kept | {"level": "decision"})
     scoring = run.scoring
     if scoring.drawings == "noised":
         scoring = replace(scoring, drawings="rounds")
@@ -75,8 +77,7 @@ def rloo(run: RunConfig) -> RunConfig:
 def online_dpo(run: RunConfig) -> RunConfig:
     """Online DPO (arXiv 2305.18290; 2402.04792): the best of a group is preferred to the worst, as whole actions."""
     run = grpo(run)
-    objective = replace(run.objective, name="dpo", level="sequence", beta=0.1, kl_beta=0.0, image_kl_beta=None)
-    return replace(run, advantage=AdvantageConfig("pair"), objective=objective)
+    return replace(run, advantage=AdvantageConfig("pair"), objective=ObjectiveConfig("dpo", level="sequence", beta=0.1))
 
 
 # -- of drawings by denoising ----------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def diffusion_nft(run: RunConfig) -> RunConfig:
     image = replace(
         run.scenario.image, sde="ode", guidance=1.0, source_guidance=1.0, noisy_steps=(), shared_start=False
     )
-    objective = replace(run.objective, name="nft", beta=1.0, kl_beta=0.0, image_kl_beta=None, reference_decay=0.5)
+    objective = ObjectiveConfig("nft", beta=1.0, reference_decay=0.5)
     return replace(
         run,
         scenario=replace(run.scenario, image=image, window=WindowConfig()),
@@ -154,7 +155,7 @@ ALGORITHMS: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 
 def trained_by(recipe: RunConfig | Chain, name: str) -> RunConfig | Chain:
-    """A recipe, or every stage of one, trained by the algorithm of that name.
+    """A recipe, or every stage of one, trained by the algorithm of that name; stages that imitate stay as they are.
 
     Raises:
         ValueError: unknown name, or settings of the recipe that cannot go with it.
@@ -162,7 +163,11 @@ def trained_by(recipe: RunConfig | Chain, name: str) -> RunConfig | Chain:
     algorithm = pick(ALGORITHMS, name, "algorithm")
     if isinstance(recipe, RunConfig):
         return algorithm(recipe)
-    return tuple(replace(stage, config=algorithm(stage.config)) for stage in recipe)
+    imitating = [scenarios.find(stage.config.scenario.name).gives for stage in recipe]
+    return tuple(
+        stage if imitates else replace(stage, config=algorithm(stage.config))
+        for stage, imitates in zip(recipe, imitating, strict=True)
+    )
 
 
 def summary(name: str) -> str:

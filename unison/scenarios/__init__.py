@@ -72,5 +72,5 @@ def check(config: RunConfig) -> Scenario:
     rule = f"'policy' in {config.scenario.name!r}: {those} alone have replies about own drawings that are judged"
     fits = scenario.has_answerer or not config.scenario.asks_reference
     require(fits, "scenario.answerer", config.scenario.answerer, rule)
-    objectives.check(config, scenario.verbs)
+    objectives.check(config, scenario.verbs, scenario.gives)
     return scenario

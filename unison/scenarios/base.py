@@ -27,6 +27,8 @@ class Scenario:
     """Whether what is written may be about a picture."""
     judged: int = -1
     """Which drawing of a trajectory is its result."""
+    gives: bool = False
+    """Whether actions are trained that were given, not sampled by a policy."""
     shares_prompts: bool = False
     """Whether siblings have the contexts of all their turns in common: none comes from what they did before."""
     has_answerer: bool = False

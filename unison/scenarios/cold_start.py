@@ -30,7 +30,12 @@ def thought(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
             images=(picture,),
         )
         for item, reply, drawing, text, picture in zip(
-            items, policy.encode(replies), policy.encode(pictures), replies, pictures, strict=True
+            items,
+            policy.encode(replies),
+            policy.encode(pictures, seeds.once(items, "draw")),
+            replies,
+            pictures,
+            strict=True,
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
@@ -42,6 +47,7 @@ THOUGHT = Scenario(
     ("prompt", "image", "reply"),
     "imitate the item's thought and the picture that follows it",
     held_out="think_then_draw",
+    gives=True,
     reads=False,
 )
 
@@ -66,10 +72,10 @@ def reflection(policy: Policy, items: Sequence[Item], config: ScenarioConfig, se
         )
         for item, seen, verdict, drawing, corrected, text, picture, target in zip(
             items,
-            policy.encode(shown),
+            policy.encode(shown, seeds.once(items, "show")),
             policy.encode(replies),
-            policy.encode(right),
-            policy.encode(right),
+            policy.encode(right, seeds.once(items, "draw")),
+            policy.encode(right, seeds.once(items, "correct")),
             replies,
             shown,
             right,
@@ -85,4 +91,5 @@ REFLECTION = Scenario(
     ("prompt", "image", "reply", "target_image"),
     "imitate the item's verdict on a picture and its correction",
     held_out="reflect",
+    gives=True,
 )

@@ -28,6 +28,10 @@ class Seeds:
         siblings = range(self.first, self.first + group)
         return [self._digest(f"{item.id}/{sibling}/{turn}") for item in items for sibling in siblings]
 
+    def once(self, items: Sequence[Item], turn: str) -> list[int]:
+        """One seed per item, the same for all its siblings."""
+        return [self._digest(f"{item.id}/{turn}") for item in items]
+
     def _digest(self, name: str) -> int:
         digest = hashlib.blake2b(f"{self.run}/{self.step}/{name}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big")

@@ -26,7 +26,12 @@ def rollout(policy: Policy, items: Sequence[Item], config: ScenarioConfig, seeds
             images=(image,),
         )
         for item, drawing, written, image, text in zip(
-            items, policy.encode(pictures), policy.encode(replies), pictures, replies, strict=True
+            items,
+            policy.encode(pictures, seeds.once(items, "draw")),
+            policy.encode(replies),
+            pictures,
+            replies,
+            strict=True,
         )
     ]
     return [replace(example) for example in repeat(examples, config.group_size)]
@@ -37,5 +42,6 @@ SCENARIO = Scenario(
     ("draw", "write"),
     ("prompt", "image", "question", "reply"),
     "imitate the item's own picture and reply",
+    gives=True,
     shares_prompts=True,
 )

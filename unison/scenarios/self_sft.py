@@ -36,6 +36,7 @@ END_TO_END = Scenario(
     ("draw", "write", "relax drawings"),
     ("prompt", "question", "answer"),
     "draw a prompt and learn the true answer about that drawing, through the drawing",
+    gives=True,
 )
 
 
@@ -56,6 +57,7 @@ SPLIT = Scenario(
     ("draw", "write"),
     ("prompt", "question", "answer"),
     "draw a prompt, learn the true answer about that drawing, imitate drawings that were answered right",
+    gives=True,
     has_answerer=True,
 )
 

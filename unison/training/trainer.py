@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import torch
+
 from unison import scenarios
 from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
@@ -51,6 +53,7 @@ class Trainer:
         self.accelerator = distributed.start(config.distributed, config.trackers, self.run / "trackers")
         teams_of(config, self.accelerator.num_processes)
         self.processes = Processes(self.accelerator, config.distributed.processes_per_group)
+        torch.manual_seed(config.seed)  # adapters are drawn from it, and all that has no seed of its own
         self.policy = load_policy(config.policy)
         scenario.require(self.policy, items[0])
         for setting, verb in demands(config).items():

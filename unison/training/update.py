@@ -22,9 +22,7 @@ from unison.training.distributed import Processes, Weights, norm
 from unison.training.guards import NormGuard
 from unison.training.optimizer import build_optimizer
 from unison.training.retention import Retention
-from unison.types import Metrics, Modality, Selected, Trajectory, Turn, TurnBatch, group_rows, pad_stack
-
-MODALITIES: tuple[Modality, ...] = ("text", "image")
+from unison.types import MODALITIES, Metrics, Modality, Selected, Trajectory, Turn, TurnBatch, group_rows, pad_stack
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,7 @@ class Updater:
     ) -> TurnBatch:
         contexts, selected = [s.turn.context for s in samples], [s.selected for s in samples]
         share = decision_shares(pad_stack([s.counted for s in selected]), total, objective)
+        weight = pad_stack([s.share for s in selected])
         actions = [s.action for s in selected]
         if reference.anchors is not None:
             logps, kls = zip(*self.policy(contexts, actions, reference.anchors), strict=True)
@@ -220,8 +219,9 @@ class Updater:
             kl=kl,
             advantage=torch.tensor([s.advantage for s in samples], device=logp.device),
             mask=mask,
-            share=(share * pad_stack([s.share for s in selected])).to(logp.device),
+            share=(share * weight).to(logp.device),
             group=torch.tensor([numbers[s.item] for s in samples], device=logp.device),
+            weight=weight.to(logp.device),
         )
 
     def _apply(self, informative: bool, loss: float) -> Metrics:

@@ -56,13 +56,14 @@ def noised(drawing: Latents | Noised, seed: int) -> Noised:
     return _noised(torch.cat([noise, latent]), drawing.sigmas)
 
 
-def noised_once(latent: Tensor, shift: float) -> Noised:
+def noised_once(latent: Tensor, shift: float, source: torch.Generator | None = None) -> Noised:
     """A latent [C, h, w] as it is learned from: one level sigmoid(N(0, 1)) in the time shift of a schedule, as SANA was
-    trained, with noise and now and then with something of its context hidden; all from torch's global generator."""
-    sigma = shifted(torch.sigmoid(torch.randn(())), shift)
+    trained, with noise and now and then with something of its context hidden; all from the generator, or torch's global
+    one."""
+    sigma = shifted(torch.sigmoid(torch.randn((), generator=source)), shift)
     hidden: tuple[Hides, ...] = ("text", "source", "everything", "nothing")
-    hides = hidden[min(int(torch.rand(()) / DROPPED), 3)]
-    path = torch.stack([torch.randn(latent.shape), latent.cpu()])
+    hides = hidden[min(int(torch.rand((), generator=source) / DROPPED), 3)]
+    path = torch.stack([torch.randn(latent.shape, generator=source), latent.cpu()])
     return _noised(path, torch.stack([sigma, torch.zeros(())]), hides)
 
 

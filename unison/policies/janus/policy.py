@@ -22,7 +22,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from unison import hub
 from unison.config import PolicyConfig
-from unison.policies.actions import decode_each, encode_each, given, is_reply, tokens_of
+from unison.policies.actions import Sources, decode_each, encode_each, given, is_reply, tokens_of
 from unison.policies.base import Policy, Target
 from unison.policies.decisions.tokens import beside_divergence, exponentials, relaxed_rows
 from unison.policies.decoding import causal, packed, refill
@@ -246,14 +246,14 @@ class Janus(Policy):
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target]) -> Sequence[Action]:
-        return encode_each(targets, self._encode_text, self._image_tokens)
+    def encode(self, targets: Sequence[Target], seeds: Sequence[int] | None = None) -> Sequence[Action]:
+        return encode_each(targets, seeds, self._encode_text, self._image_tokens)
 
     def _encode_text(self, text: str) -> Tokens:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return given("text", torch.tensor([*ids, self.tokenizer.eos_token_id]))
 
-    def _image_tokens(self, pictures: Sequence[Image]) -> list[Tokens]:
+    def _image_tokens(self, pictures: Sequence[Image], sources: Sources) -> list[Tokens]:
         pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
         ids = self.vq.encode(pixels).image_tokens
         return [given("image", row) for row in ids.view(len(pictures), -1)]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unison.config import PolicyConfig, ScoringConfig
-from unison.policies.actions import decode_each, encode_each, given
+from unison.policies.actions import Sources, decode_each, encode_each, given
 from unison.policies.base import Policy, Target
 from unison.policies.decisions import noising, sde, selection
 from unison.policies.decisions.tokens import beside_divergence
@@ -321,14 +321,15 @@ class MetaQuery(Policy):
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target]) -> list[Action]:
-        """The actions that stand for the targets. For a picture this is one noisy state, with the noise, its level and
-        what is hidden of the context drawn from torch's global generator, so that every epoch is another."""
-        return encode_each(targets, self._encode_text, self._noise_pictures)
+    def encode(self, targets: Sequence[Target], seeds: Sequence[int] | None = None) -> list[Action]:
+        """The actions that stand for the targets. For a picture this is one noisy state: the noise, its level and what
+        is hidden of the context are drawn."""
+        return encode_each(targets, seeds, self._encode_text, self._noise_pictures)
 
-    def _noise_pictures(self, pictures: Sequence[Image]) -> list[Noised]:
+    def _noise_pictures(self, pictures: Sequence[Image], sources: Sources) -> list[Noised]:
         latents = self._latents([square(picture, self.network.pixels) for picture in pictures])
-        return [noising.noised_once(latent, self.network.scheduler.config.shift) for latent in latents]
+        shift = self.network.scheduler.config.shift
+        return [noising.noised_once(latent, shift, g) for latent, g in zip(latents, sources, strict=True)]
 
     def _encode_text(self, text: str) -> Tokens:
         return given("text", torch.tensor([*self.chat.ids(text), self.tokenizer.eos_token_id]))

@@ -33,7 +33,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from unison.config import PolicyConfig, ScoringConfig
 from unison.hub import fetch, read
-from unison.policies.actions import decode_each, encode_each, given, is_reply, tokens_of
+from unison.policies.actions import Sources, decode_each, encode_each, given, is_reply, tokens_of
 from unison.policies.base import Policy, Target
 from unison.policies.decisions import selection
 from unison.policies.decisions.tokens import beside_divergence, exponentials
@@ -301,18 +301,18 @@ class ShowO(Policy):
     # -- text and pictures ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, targets: Sequence[Target]) -> list[Action]:
+    def encode(self, targets: Sequence[Target], seeds: Sequence[int] | None = None) -> list[Action]:
         """The actions that would have produced the targets. For a picture this is one random masking, as in
-        pretraining: its mask holds the positions to predict, the others are given. It is drawn from torch's global
-        generator, so that every epoch masks anew."""
-        return encode_each(targets, self._encode_text, self._masked_codes)
+        pretraining: its mask holds the positions to predict, the others are given."""
+        return encode_each(targets, seeds, self._encode_text, self._masked_codes)
 
     def _encode_text(self, text: str) -> Tokens:
         return given("text", torch.tensor([*self._ids(text), self.layout.eot]))
 
-    def _masked_codes(self, pictures: Sequence[Image]) -> list[Tokens]:
+    def _masked_codes(self, pictures: Sequence[Image], sources: Sources) -> list[Tokens]:
         codes = self._codes(pictures).cpu()
-        wanted = masked.random_masking(torch.rand(len(codes)), torch.rand(codes.shape))
+        u = torch.stack([torch.rand(1 + codes.shape[1], generator=g) for g in sources])
+        wanted = masked.random_masking(u[:, 0], u[:, 1:])
         order = torch.where(wanted, 0, selection.GIVEN)
         zeros = torch.zeros(codes.shape[1])
         return [Tokens("image", i, o, zeros, w, Sampling()) for i, o, w in zip(codes, order, wanted, strict=True)]
