@@ -83,7 +83,7 @@ def test_a_run_on_a_second_device_is_that_on_the_cpu(family: str, saved: Callabl
     assert len(pairs) >= len(JOBS[family])
     for here, there in pairs:
         for one, two in zip(rows(here), rows(there), strict=True):
-            assert one == pytest.approx(two, rel=1e-3, abs=1e-4), here
+            assert one == pytest.approx(two, rel=1e-2, abs=1e-3), here
         for file in (here / "checkpoints" / "final").rglob("*.safetensors"):
             ours, theirs = (load_file(run / file.relative_to(here)) for run in (here, there))
             assert all((ours[name] - theirs[name]).abs().max() < 1e-3 for name in ours)
