@@ -26,6 +26,8 @@ from tests.training.test_train_latents import make
 from unison.config import DistributedConfig, teams_of
 from unison.recipes import corl
 from unison.training.distributed import FOREIGN, Processes, placed, start
+from unison.training.log import RunLog
+from unison.types import Context, Item, Sampling, Tokens, Trajectory, Turn
 
 STRATEGIES = ("ddp", "fsdp2")
 FAMILIES = {"janus": "policy", "showo": "showo", "metaquery": "metaquery"}  # and their fixtures
@@ -142,6 +144,8 @@ def test_processes_with_unequal_work_wait_for_one_another(saved: Callable[[str],
         for a, b in zip(metrics(one.out), metrics(job.out), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], abs=CLOSE)
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=CLOSE, abs=CLOSE)
+            for name in [name for name in a if name.startswith(("reward/", "groups/")) or name.endswith("/length")]:
+                assert b[name] == pytest.approx(a[name], abs=CLOSE), name
 
 
 @pytest.mark.slow
@@ -263,6 +267,16 @@ def test_every_item_and_with_it_every_group_belongs_to_one_process(count: int) -
     shares = [Processes(cast(Any, own)).share(range(12)) for own in alone]
     assert sorted(item for share in shares for item in share) == list(range(12))
     assert {len(share) for share in shares} == {12 // count}
+
+
+def test_lengths_are_means_over_the_actions_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path, start(DistributedConfig(), (), tmp_path), 1, cast(Any, None))
+    others = [{}, {"text/length": (4.0, 3), "image/length": (9.0, 1)}]
+    monkeypatch.setattr(log, "accelerator", SimpleNamespace(num_processes=3))
+    monkeypatch.setattr("unison.training.log.gather_object", lambda own: [*own, *others])
+    action = Tokens("text", *[torch.zeros(8)] * 3, torch.ones(8, dtype=torch.bool), Sampling())
+    found = log._lengths([Trajectory(Item("x"), (Turn(Context(()), action),))])
+    assert found == pytest.approx({"text/length": 5.0, "image/length": 9.0})
 
 
 @pytest.mark.parametrize("variable", FOREIGN)
