@@ -118,6 +118,12 @@ class RunLog:
         printed = ", ".join(f"{name} {estimate}" for name, estimate in figures.items())
         console.print(f"step {step}: held-out {printed} ({len(result.records)} items)")
 
+    def deciding(self, figures: Sequence[str], items: int) -> None:
+        """Prints by what the checkpoint `best` is chosen."""
+        if self.accelerator.is_main_process:
+            how = f"the highest {' + '.join(figures)} on the first {items} held-out items"
+            console.print(f"checkpoint best: {how if figures else 'none, for evaluations measure nothing'}")
+
     def fallen(self, step: int, falls: Sequence[Fall], action: str) -> None:
         """Says which watched figures have fallen, and what is done about it."""
         for fall in falls if self.accelerator.is_main_process else ():
