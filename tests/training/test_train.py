@@ -226,6 +226,20 @@ def test_the_best_checkpoint_is_ranked_by_one_figure_on_the_same_items(
     assert written == best
 
 
+@pytest.mark.parametrize("more", [{}, {"policy__lora_rank": 2, "policy__lora_beside": ("lm_head",)}])
+def test_only_float32_weights_are_trained(checkpoint: Path, tmp_path: Path, more: dict[str, Any]):
+    config = small(checkpoint, tmp_path / "run", policy__dtype="bfloat16", **more)
+    with pytest.raises(ValueError, match=r"policy\.dtype = 'bfloat16': must be 'float32'.*compute_dtype.*lora_rank"):
+        Trainer(config)
+    assert not (tmp_path / "run").exists()
+    assert from_json(to_json(config)) == config  # a run can still be read
+
+
+def test_adapters_of_bfloat16_weights_are_trained_in_float32(checkpoint: Path, tmp_path: Path):
+    policy = Trainer(small(checkpoint, tmp_path / "run", policy__dtype="bfloat16", policy__lora_rank=2)).policy
+    assert {p.dtype for p in policy.network.parameters() if p.requires_grad} == {torch.float32}
+
+
 def test_the_runs_seed_decides_on_new_adapters(checkpoint: Path, tmp_path: Path):
     def drawn(noise: int, seed: int) -> torch.Tensor:
         torch.manual_seed(noise)  # as another process would have it
