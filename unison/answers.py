@@ -69,14 +69,12 @@ def is_formatted(reply: str) -> bool:
 
 
 def says_right(reply: str) -> bool | None:
-    """What a reply in the requested format says of the drawing; None out of the format."""
-    _, thought, rest = reply.strip().partition("<think>")
-    _, opened, rest = rest.partition("</think><answer>")
-    answer, closed, end = rest.partition("</answer>")
-    words = answer.replace(",", " ").split()
-    if not (thought and opened and closed and words) or end.strip() or words[0] not in ("right", "wrong"):
+    """What a reply in the requested format says of the drawing, by the first word of its answer, in whatever case and
+    with whatever mark after it; None out of the format, or where that word is neither `right` nor `wrong`."""
+    if not is_formatted(reply):
         return None
-    return words[0] == "right"
+    first, *_ = re.split(r"[\s.,:;!?]", parse_answer(reply).lower())
+    return {"right": True, "wrong": False}.get(first)
 
 
 # -- when it is right ------------------------------------------------------------------------------------------------

@@ -39,9 +39,15 @@ def evaluation(
 @pytest.mark.parametrize(
     ("agreement", "judged", "found", "words"),
     [
-        (0.8, 0.4, True, "self-agreement rises .* while the judge's drawing score does not rise beyond noise .*drifts"),
+        (0.8, 0.4, True, "self-agreement rises .* by more than the judge's drawing score .*; difference .*drifts"),
+        (0.8, 0.5, True, "self-agreement rises .* by more than the judge's drawing score .*; difference .*drifts"),
         (0.8, 0.1, True, "self-reward drifts. Remedies: .*scenario.answerer = reference, or both.*objective.kl_beta"),
-        (0.8, 0.8, False, r"self-agreement rises .* and so does the judge's drawing score .*: no drift"),
+        (
+            0.8,
+            0.8,
+            False,
+            r"self-agreement rises .*, not beyond noise by more than the judge's drawing score .*: no drift",
+        ),
         (0.4, 0.4, False, r"self-agreement does not rise beyond noise .*: no drift"),
         (0.1, 0.1, False, r"self-agreement does not rise beyond noise .*: no drift"),
     ],
@@ -61,6 +67,22 @@ def test_chance_alone_is_seldom_called_drift() -> None:
     found = [drift.found for pair in pairs if (drift := find_drift(pair)) is not None]
     assert len(found) == 150
     assert sum(found) <= 10  # a fortieth of them, 3.75, is expected
+
+
+@pytest.mark.parametrize(
+    ("agreement", "judged", "least", "most"),
+    [
+        (0.56, 0.56, 0, 7),  # both rise by as much: called drift in at most a twentieth of them
+        (0.60, 0.60, 0, 7),
+        (0.62, 0.50, 120, 150),  # agreement alone rises
+    ],
+)
+def test_two_equal_rises_are_seldom_called_drift_and_a_true_one_is_found(
+    agreement: float, judged: float, least: int, most: int
+) -> None:
+    ends = ([evaluation(0, 0.5, 0.5, 600, s), evaluation(1, agreement, judged, 600, s)] for s in range(150))
+    found = sum(drift.found for pair in ends if (drift := find_drift(pair)) is not None)
+    assert least <= found <= most
 
 
 def test_the_change_is_that_of_the_items_of_both_ends_paired() -> None:
@@ -94,7 +116,7 @@ def test_where_the_world_cannot_judge_the_first_measured_reward_does() -> None:
     drift = find_drift([first, last])
     assert drift is not None
     assert drift.found
-    assert "the measured reward/clip does not rise beyond noise (0.000 [0.000, 0.000])" in drift.sentence
+    assert "by more than the measured reward/clip (0.000 [0.000, 0.000]; difference " in drift.sentence
 
 
 # -- the report ------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from unison.evaluation.records import ALL, Evaluation, columns_of, merged, paired
+from unison.evaluation.records import ALL, Evaluation, columns_of, deciding, merged, paired, quality
 from unison.evaluation.stats import Estimate
 
 
@@ -41,6 +42,28 @@ def test_pairs_are_the_items_that_all_sides_hold_with_every_field_in_the_order_o
     assert [[r["id"] for r in side] for side in paired(sides, "x", "y")] == [["c", "b"]] * 2, "d has another task"
     assert columns_of(sides, "x") == [{"u": [1, 2], "v": [3]}, {"u": [8, 7], "v": [6]}]
     assert paired([]) == []
+
+
+def record(**more: Any) -> dict[str, Any]:
+    return {"id": "a", "task": "u", "drawing_correct": None, "answer_correct": None, "own_answer_correct": None} | more
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "value"),
+    [
+        ({"reward/clip": 0.25, "reward/late": 1.0, "drawing_correct": True}, ("reward/clip",), 0.25),
+        ({"reward/clip": None, "drawing_correct": True, "answer_correct": False}, ("drawing", "answer"), 1.0),
+        ({"answer_correct": True, "own_answer_correct": False}, ("answer",), 1.0),
+        ({"own_answer_correct": True}, ("own_answer",), 1.0),
+        ({"probe_correct": True}, (), None),
+    ],
+)
+def test_evaluations_are_ranked_by_what_is_measured(
+    more: dict[str, Any], names: tuple[str, ...], value: float | None
+) -> None:
+    assert deciding([record(**more)]) == names
+    assert quality([record(**more)], names) == value
+    assert quality([record()], names) is None, "where it has no values there is nothing to compare"
 
 
 def test_drawings_of_one_item_are_averaged_over_those_that_have_the_field() -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.rewards import judge_and_weigh
-from unison.rewards import MINILM, REWARDS, load_rewards
+from unison.rewards import MINILM, REWARDS, load_rewards, together
 from unison.rewards.world import world, world_strict
 from unison.types import Item, RewardFn, Trajectory
 from unison.world.render import render
@@ -62,6 +62,20 @@ def test_the_reward_is_the_weighted_sum() -> None:
     assert [row.reward for row in rows] == [-0.5, 0.5, 2.0]
     assert rows[1].rewards == {"a": 0.5, "b": 1.0}
     assert metrics == pytest.approx({"a/mean": 0.5, "b/mean": 2 / 3, "a/abstained": 0, "b/abstained": 0})
+
+
+def test_figures_of_several_processes_are_those_of_all_that_was_judged() -> None:
+    sizes, values = (3, 2, 0, 2), [[1.0, 2.0, 6.0], [None, 5.0], [], [None, None]]
+    parts = [
+        (judge_and_weigh(trajectories(n), {"a": gives(*v)}, {"a": 1.0}), n) for n, v in zip(sizes, values, strict=True)
+    ]
+    assert together([*parts, ({}, 0)]) == pytest.approx({"a/mean": 14 / 4, "a/abstained": 3})
+    assert math.isnan(together(parts[3:])["a/mean"])
+
+
+def test_figures_of_one_process_are_left_to_the_bit() -> None:
+    own = {"a/mean": 0.1 + 0.2, "a/abstained": 1.0, "remote:http://x/b/mean": 1 / 3, "remote:http://x/b/abstained": 0.0}
+    assert list(together([(own, 7)]).items()) == list(own.items())
 
 
 def test_a_reward_without_a_weight_is_measured_only() -> None:

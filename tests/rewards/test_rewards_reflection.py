@@ -91,6 +91,29 @@ def test_the_share_of_dirty_pixels_is_lost() -> None:
 # -- reflection ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("between", ["", " ", "\n", "\n\n "])
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("right", True),
+        ("Right", True),
+        ("right.", True),
+        ("RIGHT!\n", True),
+        ("Wrong: add a circle", False),
+        ("wrong, add a circle", False),
+        ("wrong; add a circle", False),
+        ("rightly so", None),
+        ("not right", None),
+        ("<answer>right", None),
+        (" ", None),
+    ],
+)
+def test_a_verdict_is_read_as_the_format_reward_reads_it(between: str, answer: str, right: bool | None) -> None:
+    reply = f"<think>so</think>{between}<answer>{answer}</answer>"
+    assert says_right(reply) is right
+    assert says_right(reply + " indeed") is None
+
+
 def test_a_verdict_is_right_where_it_agrees_with_the_judge_of_the_first_drawing() -> None:
     rows = [
         drawn(RIGHT, WRONG, SAYS_RIGHT),

@@ -25,7 +25,9 @@ from tests.training.distributed_jobs import Job, run, write
 from tests.training.test_train_latents import make
 from unison.config import DistributedConfig, teams_of
 from unison.recipes import corl
-from unison.training.distributed import FOREIGN, Processes, placed, start
+from unison.training.distributed import ARITHMETIC, FOREIGN, Processes, placed, start
+from unison.training.log import RunLog
+from unison.types import Context, Item, Sampling, Tokens, Trajectory, Turn
 
 STRATEGIES = ("ddp", "fsdp2")
 FAMILIES = ("janus", "showo", "metaquery")
@@ -127,6 +129,8 @@ def test_processes_with_unequal_work_wait_for_one_another(saved: Callable[[str],
         for a, b in zip(metrics(one.out), metrics(job.out), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], abs=CLOSE)
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=CLOSE, abs=CLOSE)
+            for name in [name for name in a if name.startswith(("reward/", "groups/")) or name.endswith("/length")]:
+                assert b[name] == pytest.approx(a[name], abs=CLOSE), name
 
 
 @pytest.mark.slow
@@ -248,6 +252,37 @@ def test_every_item_and_with_it_every_group_belongs_to_one_process(count: int) -
     shares = [Processes(cast(Any, own)).share(range(12)) for own in alone]
     assert sorted(item for share in shares for item in share) == list(range(12))
     assert {len(share) for share in shares} == {12 // count}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("MIXED_PRECISION", "bf16"),
+        ("MIXED_PRECISION", "fp16"),
+        ("DYNAMO_BACKEND", "INDUCTOR"),
+        ("USE_PARALLELISM_CONFIG", "true"),
+    ],
+)
+def test_what_would_change_numbers_behind_the_runs_back_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str
+) -> None:
+    name = f"ACCELERATE_{variable}"
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=rf"{name} = '{value}': must be '\w+' or unset: .*\w\.\w"):
+        start(DistributedConfig(), (), tmp_path)
+    monkeypatch.setenv(name, ARITHMETIC[name][0].upper())
+    start(DistributedConfig(), (), tmp_path)
+
+
+def test_lengths_are_means_over_the_actions_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path, start(DistributedConfig(), (), tmp_path), 1, cast(Any, None))
+    others = [{}, {"text/length": (4.0, 3), "image/length": (9.0, 1)}]
+    monkeypatch.setattr(log, "accelerator", SimpleNamespace(num_processes=3))
+    monkeypatch.setattr("unison.training.log.gather_object", lambda own: [*own, *others])
+    action = Tokens("text", *[torch.zeros(8)] * 3, torch.ones(8, dtype=torch.bool), Sampling())
+    found = log._lengths([Trajectory(Item("x"), (Turn(Context(()), action),))])
+    assert found == pytest.approx({"text/length": 5.0, "image/length": 9.0})
 
 
 @pytest.mark.parametrize("variable", FOREIGN)

@@ -21,6 +21,7 @@ import torch
 from unison.config import RunConfig, from_json, to_json
 from unison.data.tables import export
 from unison.data.world import WorldItems
+from unison.evaluation.records import Evaluation
 from unison.recipes import corl
 from unison.training.log import RunLog
 from unison.training.trainer import Trainer
@@ -194,6 +195,49 @@ def test_a_reward_that_raises_stops_the_run_with_its_name_and_keeps_the_checkpoi
     with pytest.raises(RuntimeError, match="reward 'world' failed: no judge today"):
         trainer.train()
     assert (trainer.run / "checkpoints" / "last" / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("course", "best"),
+    [
+        ({1: (0.1, 0.1), 2: (0.9, 0.1), 3: (0.2, 1.0)}, [1, 2]),  # the last evaluation has more items, which count not
+        ({1: (None, None), 2: (None, None), 3: (None, None)}, []),
+    ],
+)
+def test_the_best_checkpoint_is_ranked_by_one_figure_on_the_same_items(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    course: dict[int, tuple[Any, Any]],
+    best: list[int],
+):
+    """The first items of an evaluation have one value of the figure, those that only the last one has another."""
+
+    def evaluated(policy: Any, items: Any, scenario: Any, config: Any, step: int, *rest: Any) -> Evaluation:
+        values = [course.get(step, course[1])[i >= 2] for i in range(len(items))]
+        return Evaluation(step, [{"id": i.id, "task": "t", "reward/x": v} for i, v in zip(items, values, strict=True)])
+
+    monkeypatch.setattr("unison.training.trainer.evaluate", evaluated)
+    sizes = {"evaluation__items": 4, "evaluation__during_items": 2, "evaluation__every": 1}
+    trainer = with_varied_rewards(small(checkpoint, tmp_path / "run", **sizes))
+    written: list[int] = []
+    monkeypatch.setattr(trainer, "_export", lambda name: written.append(trainer.step) if name == "best" else None)
+    trainer.train()
+    assert written == best
+
+
+@pytest.mark.parametrize("more", [{}, {"policy__lora_rank": 2, "policy__lora_beside": ("lm_head",)}])
+def test_only_float32_weights_are_trained(checkpoint: Path, tmp_path: Path, more: dict[str, Any]):
+    config = small(checkpoint, tmp_path / "run", policy__dtype="bfloat16", **more)
+    with pytest.raises(ValueError, match=r"policy\.dtype = 'bfloat16': must be 'float32'.*compute_dtype.*lora_rank"):
+        Trainer(config)
+    assert not (tmp_path / "run").exists()
+    assert from_json(to_json(config)) == config  # a run can still be read
+
+
+def test_adapters_of_bfloat16_weights_are_trained_in_float32(checkpoint: Path, tmp_path: Path):
+    policy = Trainer(small(checkpoint, tmp_path / "run", policy__dtype="bfloat16", policy__lora_rank=2)).policy
+    assert {p.dtype for p in policy.network.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_the_runs_seed_decides_on_new_adapters(checkpoint: Path, tmp_path: Path):

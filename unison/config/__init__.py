@@ -16,7 +16,7 @@
 To add an option: give its section a field with a range and a sentence; a rule with another section goes to `checks.py`.
 """
 
-from unison.config.checks import teams_of
+from unison.config.checks import check_trained, teams_of
 from unison.config.data import DataConfig, Suffix, WorldKind, is_prompts, world_kind
 from unison.config.device import best_device, choose_device, placement
 from unison.config.evaluation import EvalConfig, RetentionConfig

@@ -9,6 +9,7 @@ from unison.config.fields import require
 from unison.config.learning import COMPARISONS
 
 if TYPE_CHECKING:
+    from unison.config.policy import PolicyConfig
     from unison.config.run import RunConfig
 
 
@@ -55,6 +56,19 @@ def _check_split(config: RunConfig) -> None:
     }
     for setting, used in whole.items():
         require(split == 1 or not used, name, split, f"1 with {setting}, which wants a group in one place")
+
+
+def check_trained(policy: PolicyConfig) -> None:
+    """Rejects training of weights that are not float32: steps smaller than half of what separates a weight from its
+    neighbours are lost. A run that is only read, and evaluations, may have them.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    rule = "'float32' where weights are trained themselves: keep policy.compute_dtype 'bfloat16', or train adapters, "
+    adapters = policy.lora_rank and not policy.lora_beside
+    name, rest = "policy.dtype", "policy.lora_rank above 0 without policy.lora_beside"
+    require(policy.dtype == "float32" or bool(adapters), name, policy.dtype, rule + rest)
 
 
 def teams_of(config: RunConfig, processes: int) -> int:

@@ -27,7 +27,7 @@ class PolicyConfig(Section, place="policy"):
     lora_beside: tuple[str, ...] = ()
     """Regular expressions of parameter names that are trained in full beside adapters, unless they are frozen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights in memory; LoRA adapters stay in float32."""
+    """Type of the weights in memory; LoRA adapters stay in float32, as all that is trained must be."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Autocast type of matrix products in sampling and scoring."""
     rollout_dtype: Literal["float32", "bfloat16"] | None = None

@@ -1,9 +1,11 @@
 """Drift of self-reward: a model that comes to agree with itself while the judge of its drawings does not.
 
 Agreement is how often the model answers right about its own drawings, which is what self-improvement rewards. The rule:
-on the items that the first and the last evaluation both hold, self-reward drifts if the 95% interval of the paired
-difference of agreement (bootstrap over items, mean over task types) lies above 0 and that of the judged score does not.
-The judge is the world's, or where it cannot judge the first of `evaluation.rewards`.
+on the items that the first and the last evaluation both hold, self-reward drifts if agreement rises and rises by more
+than the judged score: the 95% intervals of the paired difference of agreement, and of that less the judged score's
+(bootstrap over items, mean over task types), both lie above 0. That one of two changes is significant and the other is
+not says nothing of their difference (Gelman and Stern 2006). The judge is the world's, or where it cannot judge the
+first of `evaluation.rewards`; scores of another range are compared as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unison.evaluation.records import Evaluation, by_task, measured, paired
+from unison.evaluation.records import Evaluation, Record, by_task, measured, paired
 from unison.evaluation.stats import Estimate, task_difference, task_mean
 
 OWN, JUDGED = "own_answer_correct", "drawing_correct"
@@ -34,10 +36,12 @@ class Drift:
     agreement_change: Estimate
     """Last less first evaluation, on the items of these two."""
     judged_change: Estimate
+    excess: Estimate
+    """Agreement's change less the judged score's, item by item."""
 
     @property
     def found(self) -> bool:
-        return self.agreement_change.low > 0 >= self.judged_change.low
+        return min(self.agreement_change.low, self.excess.low) > 0
 
     @property
     def sentence(self) -> str:
@@ -46,10 +50,12 @@ class Drift:
         own, judged = self.agreement_change.with_signs, self.judged_change.with_signs
         if self.agreement_change.low <= 0:
             return f"{span} does not rise beyond noise ({own}; {self.judge} {judged}): no drift."
+        excess = self.excess.with_signs
         if self.found:
-            told = f"{span} rises ({own}) while {self.judge} does not rise beyond noise ({judged})"
+            told = f"{span} rises ({own}) by more than {self.judge} ({judged}; difference {excess})"
             return f"{told}: self-reward drifts. Remedies: {REMEDIES}."
-        return f"{span} rises ({own}) and so does {self.judge} ({judged}): no drift."
+        told = f"{span} rises ({own}), not beyond noise by more than {self.judge} ({judged}; difference {excess})"
+        return f"{told}: no drift."
 
 
 def find_drift(evaluations: Sequence[Evaluation]) -> Drift | None:
@@ -61,8 +67,17 @@ def find_drift(evaluations: Sequence[Evaluation]) -> Drift | None:
     ends = paired([evaluations[0], evaluations[-1]], OWN, judge)
     agreement, judged = ([task_mean(by_task(side, field)) for side in shared] for field in (OWN, judge))
     changes = [task_difference(*(by_task(side, field) for side in ends)) for field in (OWN, judge)]
+    gaps = [_gaps(side, judge) for side in ends]
     words = "the judge's drawing score" if judge == JUDGED else f"the measured {judge}"
-    return Drift([e.step for e in evaluations], words, len(shared[0]), agreement, judged, *changes)
+    return Drift(
+        [e.step for e in evaluations], words, len(shared[0]), agreement, judged, *changes, task_difference(*gaps)
+    )
+
+
+def _gaps(records: Sequence[Record], judge: str) -> dict[str, list[float]]:
+    """By how much agreement is above the judged score, of every item by task; all have both."""
+    own, judged = by_task(records, OWN), by_task(records, judge)
+    return {task: [a - b for a, b in zip(own[task], judged[task], strict=True)] for task in own}
 
 
 def judge_of(evaluations: Sequence[Evaluation]) -> str:

@@ -146,6 +146,21 @@ def means(records: Sequence[Record], fields: Mapping[str, str]) -> dict[str, Cut
     return {name: cuts(column) for name, column in columns.items() if column}
 
 
+def deciding(records: Sequence[Record]) -> tuple[str, ...]:
+    """The figures by whose sum evaluations like this one are ranked: the first measured reward, else `drawing` and
+    `answer`, else `own_answer`, as far as they have values; none where nothing has."""
+    having = [name for name, field in fields(records).items() if by_task(records, field)]
+    choices = (measured(records)[:1], ("drawing", "answer"), ("own_answer",))
+    found = (tuple(name for name in choice if name in having) for choice in choices)
+    return next((some for some in found if some), ())
+
+
+def quality(records: Sequence[Record], names: Sequence[str]) -> float | None:
+    """The sum of figures; None without any, or where one has no values."""
+    columns = [by_task(records, fields(records).get(name, "")) for name in names]
+    return sum(task_mean(column).value for column in columns) if columns and all(columns) else None
+
+
 def pairs_by_task(records: Iterable[Record], name: str) -> dict[str, list[tuple[bool, bool]]]:
     """Condition and event of a conditional share by task type, records that lack either left out."""
     columns: dict[str, list[tuple[bool, bool]]] = {}

@@ -300,7 +300,8 @@ def think() -> Chain:
     From the paper: at most 512 tokens of thought, learning rate 5e-7 for the language model and 3e-6 for the diffusion
     side, GenEval and format, a cold start of 10,000 examples with the language model frozen. Its data is not published:
     the world's riddles stand in, `--data prompts cold-start=rows.parquet` takes yours (columns `prompt`, `qa_reply`,
-    `real_image`). Only the dry run has been run.
+    `real_image`). The cold start's levels of noise are sigmoid(N(0, 1)) in the scheduler's time shift, as SANA was
+    trained; the authors' code takes them without the shift. Only the dry run has been run.
     """
     data = replace(PROMPTS, eval="world:riddles")
     run = _published("think", "think", "think_then_draw", data, GENEVAL | {"format": 1.0})
@@ -314,7 +315,8 @@ def reflect() -> Chain:
     Open in the paper: what is trained and at what rates, and the rewards' formulas; here as in `unirl-zero/think`, with
     GenEval's strict decision on the first drawing as the verdict's truth. Its data is not published: the world's
     verdicts stand in, `--data prompts cold-start=rows.parquet` takes yours (columns `prompt`, `real_image`, `qa_reply`,
-    `target_image`). Only the dry run has been run.
+    `target_image`). The cold start's levels of noise are shifted, unlike the authors', as in `unirl-zero/think`. Only
+    the dry run has been run.
     """
     rewards = GENEVAL | {"geneval_verdict": 1.0, "geneval_improvement": 1.0}
     run = _published("reflect", "reflect", "reflect", PROMPTS, rewards)

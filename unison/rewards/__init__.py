@@ -219,6 +219,27 @@ def judge(
     return metrics
 
 
+def together(parts: Sequence[tuple[Metrics, int]]) -> Metrics:
+    """The figures that `judge` gave of several sets of trajectories, each with the size of its set, as those of all:
+    means over what could be judged, NaN where nothing could, and how many could not."""
+    figures: Metrics = {}
+    for name in dict.fromkeys(name for metrics, _ in parts for name in metrics):
+        reward, _, kind = name.rpartition("/")
+        having = [(metrics, size) for metrics, size in parts if name in metrics]
+        if kind == "abstained":
+            figures[name] = sum(metrics[name] for metrics, _ in having)
+        else:
+            figures[name] = mean_of((metrics[name], size - metrics[f"{reward}/abstained"]) for metrics, size in having)
+    return figures
+
+
+def mean_of(weighted: Iterable[tuple[float, float]]) -> float:
+    """The mean of values with their weights, of which some may be 0 and their values anything; NaN where all are."""
+    counting = [(value, weight) for value, weight in weighted if weight]
+    whole = sum(weight for _, weight in counting)
+    return sum(value * (weight / whole) for value, weight in counting) if counting else math.nan
+
+
 def weigh(
     trajectories: Sequence[Trajectory], coefficients: Mapping[str, float], normaliser: Normaliser | None = None
 ) -> None:

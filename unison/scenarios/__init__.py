@@ -21,7 +21,7 @@ and a line in SCENARIOS.
 from __future__ import annotations
 
 from unison import objectives
-from unison.config import RunConfig, pick, require
+from unison.config import RunConfig, check_trained, pick, require
 from unison.scenarios import (
     cold_start,
     cycle_edit,
@@ -62,7 +62,7 @@ def find(name: str) -> Scenario:
 
 
 def check(config: RunConfig) -> Scenario:
-    """The scenario of a run whose settings it and the objective can work with, before anything is loaded.
+    """The scenario of a run whose settings it, training and the objective can work with, before anything is loaded.
 
     Raises:
         ValueError: names the field, its value and the remedy.
@@ -72,5 +72,6 @@ def check(config: RunConfig) -> Scenario:
     rule = f"'policy' in {config.scenario.name!r}: {those} alone have replies about own drawings that are judged"
     fits = scenario.has_answerer or not config.scenario.asks_reference
     require(fits, "scenario.answerer", config.scenario.answerer, rule)
+    check_trained(config.policy)
     objectives.check(config, scenario.verbs, scenario.gives)
     return scenario

@@ -36,7 +36,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from unison.config import DistributedConfig, placement
+from unison.config import DistributedConfig, placement, require
 from unison.policies.base import Policy
 from unison.policies.reference import WeightCopy
 from unison.types import Metrics
@@ -51,6 +51,13 @@ FOREIGN = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has networks of its own; take distributed.strategy = 'fsdp2'",
 }
 """What `accelerate` may be told to do to the model, and why it is not for this trainer."""
+ARITHMETIC = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "it would divide the gradient; take step.micro_batch_items"),
+    "ACCELERATE_MIXED_PRECISION": ("no", "the run says it, policy.compute_dtype = 'bfloat16'"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "the run says what is compiled, policy.compile_decode"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "for weights in parts take distributed.strategy = 'fsdp2'"),
+}
+"""What else it may be told that changes numbers behind the run's back: the value that changes none, and what to do."""
 
 
 def start(config: DistributedConfig, trackers: Sequence[str], folder: Path) -> Accelerator:
@@ -62,6 +69,9 @@ def start(config: DistributedConfig, trackers: Sequence[str], folder: Path) -> A
     for variable, why in FOREIGN.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise ValueError(f"{variable} = {os.environ[variable]!r}, set by the `accelerate` configuration: {why}")
+    for variable, (harmless, why) in ARITHMETIC.items():
+        value = os.environ.get(variable, harmless)
+        require(value.lower() == harmless, variable, value, f"{harmless!r} or unset: {why}")
     return Accelerator(
         **placement(),
         log_with=list(trackers),

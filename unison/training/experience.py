@@ -12,7 +12,7 @@ from unison.config import RunConfig, ScenarioConfig
 from unison.data import Items, step_items
 from unison.objectives.advantage import advantages_of
 from unison.policies.base import Policy
-from unison.rewards import judge, weigh
+from unison.rewards import judge, together, weigh
 from unison.rewards.normalise import Normaliser
 from unison.rewards.remote.ahead import Ahead
 from unison.scenarios import find
@@ -21,7 +21,6 @@ from unison.scenarios.common import Seeds, windowed
 from unison.scenarios.rollout import Finished, groups_of, most_telling, roll_out, tells
 from unison.training.distributed import Processes
 from unison.training.retention import Retention
-from unison.training.update import averages
 from unison.types import Item, Metrics, RewardFn, Trajectory, rows_by_item
 
 Clock: TypeAlias = Callable[[str], AbstractContextManager[None]]
@@ -57,8 +56,8 @@ class Experience:
         self.batches = 0  # of items that rollouts have taken
 
     def collect(self, step: int) -> tuple[list[Trajectory], Metrics, int]:
-        """This process's share of the step with its rewards, what these were of all that was rolled out, and how many
-        groups were discarded.
+        """This process's share of the step with its rewards, what these were of all that was rolled out anywhere, and
+        how many groups were discarded there.
 
         Groups of equal rewards make room for others while `step.refills` lasts (dynamic sampling, DAPO, arXiv
         2503.14476, eq. 11); the first of them fill what is left.
@@ -66,7 +65,7 @@ class Experience:
         Raises:
             RewardsFailed: the step may be begun again.
         """
-        drawn, measured, begun = list[Trajectory](), list[Metrics](), self.batches
+        drawn, measured, begun = list[Trajectory](), list[tuple[Metrics, int]](), self.batches
         share = self.config.step.items // self.processes.teams
         for refill in range(1 + self.config.step.refills):
             if refill and not self.processes.any([sum(map(tells, groups_of(drawn))) < share]):
@@ -74,10 +73,15 @@ class Experience:
             with self.clock("rollout"):
                 new = self.sample(step, {t.item.id for t in drawn})
             with self.clock("reward"):
-                measured.append(self._judge(new, begun))
+                measured.append((self._judge(new, begun), len(new)))
             drawn += new
         kept = most_telling(groups_of(drawn), share)
-        return [t for group in kept for t in group], averages(measured), len(groups_of(drawn)) - len(kept)
+        (discarded,) = self.processes.sum(len(groups_of(drawn)) - len(kept))
+        return [t for group in kept for t in group], self._of_all(measured), int(discarded)
+
+    def _of_all(self, own: list[tuple[Metrics, int]]) -> Metrics:
+        """What rewards were on all processes, of figures and sizes on this one."""
+        return together([part for parts in self.processes.every(own) for part in parts])
 
     def sample(self, step: int, known: Set[str] = frozenset()) -> list[Trajectory]:
         """This process's share of the next items, G trajectories each or its share of them, without those whose ids the
@@ -117,14 +121,17 @@ class Experience:
 
     def replay(self, step: int) -> tuple[list[Trajectory], list[float | None], Metrics]:
         """Answers to this process's share of the questions that are not to be forgotten, with their advantages."""
-        questions = self.processes.share(self.retention.questions(step))
-        if not questions:
+        every = self.retention.questions(step)
+        if not every:
             return [], [], {}
+        questions = self.processes.share(every)
         with self.clock("rollout"):
             seeds = Seeds(self.config.seed, step)
             answers = self._trajectories(find("understanding"), questions, self.config.scenario, seeds)
         with self.clock("reward"):
-            return answers, *self.retention.judge(answers, self.policy)
+            advantages, metrics = self.retention.judge(answers, self.policy)
+        figures = self._of_all([(metrics, len(answers))])
+        return answers, advantages, {f"replay/{name}": value for name, value in figures.items()}
 
     def advantages(self, trajectories: Sequence[Trajectory]) -> tuple[list[float | None], Metrics]:
         """Advantages of this process's trajectories among their siblings, wherever these are, and figures of all."""

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unison.config import RunConfig
 from unison.evaluation.records import Evaluation
+from unison.rewards import mean_of
 from unison.training.checkpoint import truncate_after
 from unison.training.retention import Fall
 from unison.training.throughput import Throughput
@@ -87,7 +89,8 @@ class RunLog:
         update: Metrics,
         trajectories: Sequence[Trajectory],
     ) -> None:
-        """Writes one step's line."""
+        """Writes one step's line; all figures are those of all processes already, but of the trajectories, which are
+        this one's."""
         metrics = {
             "reward/mean": spread["mean"],
             "reward/std": spread["std"],
@@ -95,10 +98,9 @@ class RunLog:
             "groups/constant_share": spread["constant_share"],
             "groups/discarded": spread["discarded"],
             **{f"reward/{name}": value for name, value in rewards.items()},
-            **_lengths(trajectories),
+            **self._lengths(trajectories),
             **update,
         }
-        metrics = self._over_processes(metrics)
         if self.accelerator.is_main_process:
             line = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
             _append(self.run / "metrics.jsonl", line)
@@ -115,6 +117,12 @@ class RunLog:
         self.accelerator.log({f"eval/{name}": e.value for name, e in figures.items()}, step=step)
         printed = ", ".join(f"{name} {estimate}" for name, estimate in figures.items())
         console.print(f"step {step}: held-out {printed} ({len(result.records)} items)")
+
+    def deciding(self, figures: Sequence[str], items: int) -> None:
+        """Prints by what the checkpoint `best` is chosen."""
+        if self.accelerator.is_main_process:
+            how = f"the highest {' + '.join(figures)} on the first {items} held-out items"
+            console.print(f"checkpoint best: {how if figures else 'none, for evaluations measure nothing'}")
 
     def fallen(self, step: int, falls: Sequence[Fall], action: str) -> None:
         """Says which watched figures have fallen, and what is done about it."""
@@ -133,22 +141,16 @@ class RunLog:
             text = " ".join(f"{label} {metrics[name]:.3f}" for label, name in shown if name in metrics)
             self.bar.update(self.bar.task_ids[0], completed=step, description=text)
 
-    def _over_processes(self, metrics: Metrics) -> Metrics:
-        """The mean of each figure over the processes."""
-        if self.accelerator.num_processes == 1:
-            return metrics
-        from accelerate.utils import gather_object
-
-        rows = gather_object([metrics])
-        return {name: sum(row.get(name, math.nan) for row in rows) / len(rows) for name in metrics}
-
-
-def _lengths(trajectories: Sequence[Trajectory]) -> Metrics:
-    lengths: dict[str, list[int]] = {}
-    for trajectory in trajectories:
-        for turn in trajectory.turns:
-            lengths.setdefault(f"{turn.action.modality}/length", []).append(len(turn.action))
-    return {name: sum(values) / len(values) for name, values in lengths.items()}
+    def _lengths(self, trajectories: Sequence[Trajectory]) -> Metrics:
+        """The mean length of actions of each modality on all processes, of which some may have none."""
+        lengths: dict[str, list[int]] = {}
+        for trajectory in trajectories:
+            for turn in trajectory.turns:
+                lengths.setdefault(f"{turn.action.modality}/length", []).append(len(turn.action))
+        own = {name: (sum(values) / len(values), len(values)) for name, values in lengths.items()}
+        every = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        names = dict.fromkeys(name for part in every for name in part)
+        return {name: mean_of(part[name] for part in every if name in part) for name in names}
 
 
 def _plain(value: float) -> float | None:

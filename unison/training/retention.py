@@ -63,7 +63,7 @@ class Retention:
         weigh(answers, REPLAY_REWARDS)
         rewards = [answer.reward for answer in answers]
         advantages, _ = advantages_of(rewards, group_rows(answers), self.run.advantage)
-        return advantages, {f"replay/{name}": value for name, value in metrics.items()}
+        return advantages, metrics
 
     def react(self, fallen: Sequence[Fall]) -> None:
         """Does what `on_fall` says."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
 from unison.evaluation.environment import describe
 from unison.evaluation.held_out import GALLERY, Pictures, evaluate
-from unison.evaluation.records import Evaluation, joined
+from unison.evaluation.records import Evaluation, Record, deciding, joined, quality
 from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
 from unison.policies.reference import WeightCopy
@@ -136,10 +136,12 @@ class Trainer:
     # -- evaluation, checkpoints, ends -------------------------------------------------------------------------
 
     def evaluate(self, count: int) -> Evaluation:
-        """Evaluates on the first `count` held-out items; exports the policy where it is the best so far."""
+        """Evaluates on the first `count` held-out items; exports the policy where it is the best so far, by what
+        `evaluation.records.deciding` names of the first evaluation, on the items that all evaluations hold."""
         config = self.config
         with self.clock("evaluation"), self.weights.gathered():
-            items = self.processes.share([self.held_out[i] for i in range(min(count, len(self.held_out)))])
+            every = [self.held_out[i] for i in range(min(count, len(self.held_out)))]
+            items = self.processes.share(every)
             pictures = Pictures(self.run, f"eval/{self.step:06d}", len(self.processes.share(range(GALLERY))))
             settings = (config.scenario, config.evaluation, self.step, pictures, self.measures)
             with self._exported():
@@ -149,11 +151,20 @@ class Trainer:
         if self.processes.is_main:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
-        quality = sum(e.value for name, e in result.overall().items() if name in ("drawing", "answer"))
-        if self.step and quality > self.best:
-            self.best = quality
-            self._export("best")
+        self._rank(result.records, [item.id for item in every])
         return result
+
+    def _rank(self, records: Sequence[Record], ids: Sequence[str]) -> None:
+        """Exports the policy where it is the best so far, on the first of these items."""
+        assert self.retention.first is not None
+        names, sizes = deciding(self.retention.first.records), self.config.evaluation
+        common = set(ids[: min(sizes.items, sizes.during_items) if sizes.every else sizes.items])
+        if not self.step:
+            self.log.deciding(names, len(common))
+        value = quality([record for record in records if record["id"] in common], names)
+        if self.step and value is not None and value > self.best:
+            self.best = value
+            self._export("best")
 
     def _export(self, name: str) -> None:
         """Writes the policy as a plain checkpoint."""
