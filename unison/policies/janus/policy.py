@@ -28,6 +28,7 @@ from unison.policies.decisions.tokens import beside_divergence, exponentials, re
 from unison.policies.decoding import causal, packed, refill
 from unison.policies.decoding.prompts import embedded, own_states, own_tokens
 from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick, relax_alike
+from unison.policies.janus.pictures import codes_of
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -255,8 +256,7 @@ class Janus(Policy):
 
     def _image_tokens(self, pictures: Sequence[Image]) -> list[Tokens]:
         pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
-        ids = self.vq.encode(pixels).image_tokens
-        return [given("image", row) for row in ids.view(len(pictures), -1)]
+        return [given("image", row) for row in codes_of(self.vq, pixels)]
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
