@@ -92,6 +92,38 @@ def test_drawing_scoring_equals_a_plain_forward_pass(policy: Janus, guidance: fl
     assert_same_scores(policy, ours, plain)
 
 
+def test_the_pads_row_has_the_gradient_that_finite_differences_have(make_policy: Callable[..., Janus]) -> None:
+    """Of a guided drawing's log-probability by a plain forward pass, along a random direction."""
+    policy = make_policy()
+    drawing = cast("list[Tokens]", policy.draw([Context((SHORT,))], DRAWING, [77]))
+    prompt = processed(policy, [SHORT], mode="image")["input_ids"]
+    policy.network.double()
+    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def along(step: float) -> float:
+        with torch.no_grad():
+            table[pad] += step * direction
+            value = plain_drawing_logp(policy, prompt, drawing[0]).sum().item()
+            table[pad] -= step * direction
+        return value
+
+    policy([Context((SHORT,))], drawing)[0].sum().backward()
+    ours = (cast(Tensor, table.grad)[pad] @ direction).item()
+    assert abs(ours) > 0.1
+    assert ours == pytest.approx((along(5e-3) - along(-5e-3)) / 1e-2, rel=1e-2)  # norms are float32
+
+
+def test_a_pads_row_of_zeros_is_left_untrained() -> None:
+    """As in the bundled model."""
+    policy = cast(Janus, load_policy(PolicyConfig("assets/tiny-janus")))
+    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    assert not table[pad].any()
+    policy([Context((SHORT,))], policy.draw([Context((SHORT,))], DRAWING, [77]))[0].sum().backward()
+    assert not cast(Tensor, table.grad)[pad].any()
+    assert cast(Tensor, table.grad).any()
+
+
 # -- as transformers does it --------------------------------------------------------------------------------------
 
 

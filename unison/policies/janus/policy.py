@@ -72,6 +72,7 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
+        train_pad(network.get_input_embeddings())
         if config.attention == "flex":
             packed.accept(network.model.language_model)
         self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
@@ -278,6 +279,17 @@ class Janus(Policy):
         vars(network.generation_config)["generation_kwargs"] = {"boi_token_id": self.tokenizer.boi_token_id}
         network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def train_pad(embedding: Any) -> None:
+    """Gives the pad's row its gradient, as in DeepSeek's class: the unconditional row of guidance consists of it.
+
+    `transformers` makes it the embedding's `padding_idx`, which has none. A row of zeros keeps it and stays as it is:
+    it was never trained, and RMSNorm makes a gradient at exactly 0 larger by the root of 1 / eps.
+    """
+    row = embedding.padding_idx
+    if row is not None and (embedding.weight.is_meta or embedding.weight[row].any()):
+        embedding.padding_idx = None
 
 
 def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGeneration:
