@@ -20,6 +20,7 @@ from tests.policies.contract import CLOSE, LONG, OTHER, PICTURE, READ, SHORT, as
 from tests.policies.damage import Damage, change_json, change_weights, remove
 from unison.config import PolicyConfig
 from unison.policies import load_policy
+from unison.policies.janus.pictures import Pictures
 from unison.policies.janus.policy import Janus
 from unison.types import Context, Sampling, Tokens
 from unison.world import scene as scenes
@@ -213,6 +214,34 @@ def test_an_own_drawing_is_read_without_rounding(policy: Janus, drawing: Tokens)
     assert (pixels.clamp(-1, 1) - rounded).abs().max() < 2.1 / 255
 
 
+SIZES = [(333, 500), (500, 333), (480, 640), (641, 427), (1000, 999), (37, 48), (1, 900), (49, 98), (384, 384)]
+
+
+def padded_square(picture: Image.Image, side: int, least: int) -> np.ndarray:
+    """The published program's arithmetic: sizes cut to whole pixels, a grey border, -1 to 1. [3, side, side]"""
+    scaled = [max(int(length / max(picture.size) * side), least) for length in picture.size]
+    square = np.full((side, side, 3), 127, np.uint8)
+    left, top = ((side - length) // 2 for length in scaled)
+    resized = np.asarray(picture.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC))
+    square[top : top + scaled[1], left : left + scaled[0]] = resized
+    return np.moveaxis(square, -1, 0) / 127.5 - 1
+
+
+@pytest.mark.parametrize("side", [48, 384])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pictures_are_resized_as_in_the_published_program(size: tuple[int, int], side: int) -> None:
+    processor = Pictures(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=14)
+    picture = Image.effect_noise(size, 80).convert("RGB")
+    pixels = processor(picture, return_tensors="pt")["pixel_values"][0]
+    assert np.abs(pixels.numpy() - padded_square(picture, side, 14)).max() < 1e-6
+
+
+def test_a_checkpoints_pictures_are_resized_so(checkpoint: Path) -> None:
+    policy = cast(Janus, load_policy(PolicyConfig(str(checkpoint))))
+    picture = Image.effect_noise((333, 500), 80).convert("RGB")
+    assert np.abs(policy._pixels(picture)[0].numpy() - padded_square(picture, 48, 16)).max() < 1e-6
+
+
 # -- text and pictures --------------------------------------------------------------------------------------------
 
 
@@ -325,6 +354,7 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(policy: Janus, checkp
     inputs = processed(policy, [f"<image_placeholder>\n{SHORT}"], [PICTURE])
     chat = f"<|User|>: <image_placeholder>\n{SHORT}\n\n<|Assistant|>:"
     processor: Any = JanusProcessor.from_pretrained(checkpoint)
+    assert type(processor.image_processor).__name__.startswith("JanusImageProcessor")
     again = processor(text=chat, images=PICTURE, return_tensors="pt")
     assert torch.equal(again["input_ids"], inputs["input_ids"])
     with torch.no_grad():

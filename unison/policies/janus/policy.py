@@ -18,7 +18,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison import hub
 from unison.config import PolicyConfig
@@ -28,7 +27,7 @@ from unison.policies.decisions.tokens import beside_divergence, exponentials, re
 from unison.policies.decoding import causal, packed, refill
 from unison.policies.decoding.prompts import embedded, own_states, own_tokens
 from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick, relax_alike
-from unison.policies.janus.pictures import codes_of
+from unison.policies.janus.pictures import Pictures, codes_of
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -310,7 +309,7 @@ def load_processor(path: str) -> JanusProcessor:
         ValueError: there is none.
     """
     # the same pixels with and without torchvision, for which `transformers` has another image processor
-    kinds = (JanusProcessor, JanusImageProcessorPil)
+    kinds = (JanusProcessor, Pictures)
     what = f"policy.path = {path!r}: cannot read its tokenizer and processor"
     processor, image_processor = hub.read(what, lambda: [cast(Any, kind).from_pretrained(path) for kind in kinds])
     processor.image_processor = image_processor
