@@ -272,8 +272,7 @@ class Janus(Policy):
             "pixel_values"
         ]
 
-    def save(self, folder: Path) -> None:
-        network = self.merged()
+    def write_checkpoint(self, network: Any, folder: Path) -> None:
         # part of the published format, for `generate(generation_mode="image")`; `transformers` 5 drops it at loading
         vars(network.generation_config)["generation_kwargs"] = {"boi_token_id": self.tokenizer.boi_token_id}
         network.save_pretrained(folder)

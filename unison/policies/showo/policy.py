@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,7 @@ class ShowO(Policy):
 
     family = "showo"
     abilities = frozenset({"write", "draw", "relax drawings", "mask drawings anew"})
+    plain_parts: ClassVar = {"showo": "", "mm_projector": "mm_projector"}
     network: ShowONetwork
 
     def __init__(self, network: ShowONetwork, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig) -> None:
@@ -348,8 +349,8 @@ class ShowO(Policy):
         words = action.ids[action.ids < self.layout.words]
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
 
-    def save(self, folder: Path) -> None:
-        write_network(self.merged(), folder)
+    def write_checkpoint(self, network: ShowONetwork, folder: Path) -> None:
+        write_network(network, folder)
         self.tokenizer.save_pretrained(folder)
 
     # -- parts ---------------------------------------------------------------------------------------------------
