@@ -17,6 +17,7 @@ from unison.config import (
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    ScoringConfig,
     Stage,
     StepConfig,
 )
@@ -158,6 +159,9 @@ def tiny_rewards_both() -> RunConfig:
 # -- published checkpoints ---------------------------------------------------------------------------------------------
 
 
+EXACT = ScoringConfig(old_logp="recomputed")
+"""Ratios to the policy's own scores, which are exactly 1 at the one update of a rollout: in bfloat16 those to what
+sampling gave are not."""
 CYCLE_AND_MATCHING = {"lpips_vgg": 0.5, "blip_bertscore": 0.5, "matching": 1.0}
 """R_cycle as the mean of its two halves, which keeps it in [0, 1] (the paper leaves its scaling open), and R_TIM."""
 
@@ -171,6 +175,7 @@ def _published(name: str, path: str, **policy: Any) -> RunConfig:
             "unified", group_size=8, text=TextSampling(max_tokens=512), image=ImageSampling(guidance=5.0)
         ),
         rewards=CYCLE_AND_MATCHING | ANSWERED,
+        scoring=EXACT,
         step=StepConfig(items=16, micro_batch_items=1, rollout_items=2),
         optim=OptimConfig(steps=1375, learning_rate=4e-6),
         evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8),

@@ -171,6 +171,7 @@ def _published(name: str, method: str, policy: PolicyConfig, group_size: int, im
         scenario=ScenarioConfig(SCENARIOS[method], group_size, text=TextSampling(max_tokens=64), image=image),
         rewards={"accuracy_soft": 1.0},
         objective=ObjectiveConfig(kl_beta=0.2),
+        scoring=corl.EXACT,
         step=StepConfig(items=8, micro_batch_items=1, rollout_items=2),
         optim=OptimConfig(steps=500, learning_rate=1e-5),
         evaluation=EvalConfig(items=300, every=100, during_items=60, batch_size=8, own_drawings=True),

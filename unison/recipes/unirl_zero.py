@@ -24,7 +24,7 @@ from unison.config import (
     Stage,
     StepConfig,
 )
-from unison.recipes.corl import DRAWN
+from unison.recipes.corl import DRAWN, EXACT
 from unison.types import ImageSampling, TextSampling
 
 EYES, LANGUAGE_MODEL, DRAWING = r"\.visual\.", r"^qwen", (r"^bridge", r"^transformer")
@@ -201,6 +201,7 @@ def _published(name: str, kind: str, scenario: str, data: DataConfig, rewards: d
             image_clip=1e-4,
             image_kl_beta=4e-3,
         ),
+        scoring=EXACT,
         step=StepConfig(items=8, micro_batch_items=1, rollout_items=1),
         optim=OptimConfig(steps=500, learning_rate=1e-5, modality_grad_norms=False),
         evaluation=EvalConfig(items=300, every=100, during_items=60, batch_size=8),

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from unison.config import RunConfig
 from unison.evaluation.records import Evaluation
 from unison.training.checkpoint import truncate_after
+from unison.training.guards import Gap
 from unison.training.retention import Fall
 from unison.training.throughput import Throughput
 from unison.types import Metrics, Trajectory
@@ -115,6 +116,11 @@ class RunLog:
         self.accelerator.log({f"eval/{name}": e.value for name, e in figures.items()}, step=step)
         printed = ", ".join(f"{name} {estimate}" for name, estimate in figures.items())
         console.print(f"step {step}: held-out {printed} ({len(result.records)} items)")
+
+    def apart(self, step: int, gaps: Sequence[Gap]) -> None:
+        """Says where sampling and scoring disagree by too much."""
+        for gap in gaps if self.accelerator.is_main_process else ():
+            _append(self.run / "health.jsonl", {"step": step, **gap._asdict()})
 
     def fallen(self, step: int, falls: Sequence[Fall], action: str) -> None:
         """Says which watched figures have fallen, and what is done about it."""

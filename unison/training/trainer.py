@@ -97,6 +97,7 @@ class Trainer:
                         copy.follow(decay)
                 spread |= {"discarded": float(discarded)}
                 self.log.step(self.step, rewards, spread, update | replay, trajectories)
+                self.log.apart(self.step, guards.gaps(update, config.objective))
                 step_is_over()
                 self._stop_if_bad()
                 last = self.step == config.optim.steps

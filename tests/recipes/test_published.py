@@ -1,0 +1,74 @@
+"""Recipes at published sizes: what must hold of all of them, shown on tiny policies with their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unison import recipes
+from unison.config import EvalConfig, RunConfig
+from unison.scenarios import find
+from unison.training.trainer import Trainer
+from unison.types import Trajectory
+
+NAMES = [name for name in recipes.RECIPES if "/tiny" not in name]
+TINY = {"corl": "janus", "unirl/janus": "janus", "unirl/show": "showo", "unirl-zero": "metaquery"}
+
+
+def stages() -> Iterator[tuple[str, RunConfig]]:
+    """Every run of every published recipe, by a name of its own."""
+    for name in NAMES:
+        made = recipes.find(name)()
+        for stage in [made] if isinstance(made, RunConfig) else [stage.config for stage in made]:
+            yield f"{name} {stage.scenario.name} {stage.data.train.partition(':')[0]}", stage
+
+
+RUNS = dict(stages())
+COMPARED = {name: run for name, run in RUNS.items() if run.objective.name == "grpo"}
+
+
+# -- ratios ----------------------------------------------------------------------------------------------------------
+
+
+def tiny(name: str, run: RunConfig, out: Path) -> RunConfig:
+    """The run's settings of learning and of types with the bundled model of its family, one item of the world."""
+    family = next(tiny for start, tiny in TINY.items() if name.startswith(start))
+    world = {"cycle_edit": "world:edits", "think_then_draw": "world:riddles"}.get(run.scenario.name, "world")
+    rank = min(run.policy.lora_rank, 2)
+    text, image = replace(run.scenario.text, max_tokens=6), replace(run.scenario.image, rounds=6)
+    return replace(
+        run,
+        policy=replace(run.policy, path=f"assets/tiny-{family}", lora_rank=rank),
+        data=replace(run.data, train=world, eval=world, columns={}),
+        scenario=replace(run.scenario, group_size=2, text=text, image=image),
+        scoring=replace(run.scoring, rounds=min(run.scoring.rounds, 3)),
+        rewards={"format": 1.0} if "write" in find(run.scenario.name).verbs else {"jpeg_kilobytes": 1.0},
+        step=replace(run.step, items=1, micro_batch_items=1),
+        evaluation=EvalConfig(items=1),
+        out=out,
+        trackers=(),
+    )
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_one_update_of_a_rollout_is_to_what_scoring_says(name: str) -> None:
+    run = COMPARED[name]
+    assert (run.scoring.old_logp, run.step.updates, run.policy.compute_dtype) == ("recomputed", 1, "bfloat16")
+
+
+@pytest.mark.parametrize("name", {repr((r.scenario.name, n.split("-")[0])): n for n, r in COMPARED.items()}.values())
+def test_the_first_ratio_is_exactly_one_in_bfloat16(name: str, tmp_path: Path) -> None:
+    """Whatever sampling gave."""
+    trainer = Trainer(tiny(name, COMPARED[name], tmp_path))
+    made = trainer.experience.sample(1)
+    siblings: list[Trajectory] = [replace(t, reward=1.0) for t in made]
+    update = trainer.update(siblings, [1.0, -1.0], 1)
+    modalities = {turn.action.modality for t in siblings for turn in t.turns}
+    assert modalities
+    for modality in modalities:
+        assert (update[f"{modality}/ratio"], update[f"{modality}/logp_difference"]) == (1, 0)
+        assert update[f"{modality}/clip_fraction"] == 0
+        assert update[f"{modality}/sampling_difference"] <= update[f"{modality}/sampling_difference_max"]
