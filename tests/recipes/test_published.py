@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from unison import recipes
-from unison.config import EvalConfig, RunConfig
+from unison.config import DataConfig, EvalConfig, RunConfig
+from unison.data import open_items
+from unison.data.objects import COCO, MORE
+from unison.planning.dry_run import dry_run
+from unison.rewards import require_judged, unjudged
 from unison.scenarios import find
 from unison.training.trainer import Trainer
-from unison.types import Trajectory
+from unison.types import TASKS, Split, Trajectory
 
 NAMES = [name for name in recipes.RECIPES if "/tiny" not in name]
 TINY = {"corl": "janus", "unirl/janus": "janus", "unirl/show": "showo", "unirl-zero": "metaquery"}
@@ -72,3 +77,50 @@ def test_the_first_ratio_is_exactly_one_in_bfloat16(name: str, tmp_path: Path) -
         assert (update[f"{modality}/ratio"], update[f"{modality}/logp_difference"]) == (1, 0)
         assert update[f"{modality}/clip_fraction"] == 0
         assert update[f"{modality}/sampling_difference"] <= update[f"{modality}/sampling_difference_max"]
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+MADE = ("world", "prompts", "coco-prompts")
+OWN = {name: run for name, run in RUNS.items() if run.data.train.partition(":")[0] in MADE}
+DETECTED = ("geneval", "geneval_strict", "geneval_verdict", "geneval_improvement")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_rewards_judge_the_first_500_items(name: str) -> None:
+    run = OWN[name]
+    items = open_items(run.data.train, "train", run.data, run.seed, 500)
+    for spec in run.rewards:
+        assert not unjudged(spec, items)
+        for item in items if spec in DETECTED else ():
+            assert item.wanted
+            assert all(clause.noun in COCO for clause in (*item.wanted.include, *item.wanted.exclude))
+
+
+def test_the_categories_of_prompts_for_a_detector_are_even_and_their_held_out_ones_new() -> None:
+    splits: tuple[Split, ...] = ("train", "eval")
+    train, held_out = ([*open_items("coco-prompts", split, DataConfig(), 0, 600)] for split in splits)
+    assert Counter(item.task for item in train) == dict.fromkeys(TASKS, 100)
+    assert not {str(item.wanted) for item in train} & {str(item.wanted) for item in held_out}
+    assert all(item.question is None for item in train)
+
+
+@pytest.mark.parametrize("name", ["unirl-zero/draw", "unirl-zero/think", "unirl-zero/reflect"])
+def test_data_that_a_weighted_reward_cannot_judge_is_refused_with_a_count(name: str) -> None:
+    run = next(run for one, run in COMPARED.items() if one.startswith(f"{name} "))
+    run = replace(run, data=replace(run.data, train="prompts"))
+    items = open_items("prompts", "train", run.data, run.seed, 240)
+    lost = sum(any(noun in str(item.prompt) for noun in MORE) for item in items)
+    with pytest.raises(ValueError, match=r"rewards = 'geneval' cannot judge \d+ of the first 240 items") as caught:
+        dry_run(run)
+    counted = int(str(caught.value).split(" cannot judge ")[1].split()[0])
+    assert abs(counted - lost) <= 12  # a few names of ours stand within COCO's, and the other way round
+    assert "coco-prompts" in str(caught.value)
+    with pytest.raises(ValueError, match="cannot judge"):
+        Trainer(run)
+
+
+def test_a_reward_that_weighs_nothing_may_abstain() -> None:
+    items = open_items("prompts", "train", DataConfig(), 0, 60)
+    require_judged({"geneval": 0.0, "jpeg_kilobytes": 1.0, "remote:http://here/geneval": 1.0}, items, "prompts")
+    assert 0.4 < len(unjudged("geneval_strict:folder", items)) / 60 < 0.9

@@ -12,6 +12,9 @@ WorldKind = Literal["scenes", "counts", "edits", "riddles", "reflections", "puzz
 Suffix = str | dict[AnswerKind, str]
 
 
+COCO_PROMPTS = "coco-prompts"
+
+
 @dataclass(frozen=True)
 class DataConfig(Section, place="data"):
     """Where items come from."""
@@ -21,7 +24,7 @@ class DataConfig(Section, place="data"):
     to answer about; `world:<kind>` has others: counts (how many shapes are there?), edits of pictures, riddles to draw,
     reflections (pictures to judge and to correct), puzzles in words, or steps (questions that take several). `prompts`
     are GenEval-style, without pictures; `prompts:<GenEval's evaluation_metadata.jsonl>` asks for nothing that a test
-    prompt asks for."""
+    prompt asks for. `coco-prompts` name objects alone that the rewards `geneval` can judge, and ask no question."""
     eval: str = "world"
     """Held-out items, same choices."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"

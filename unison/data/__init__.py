@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from unison.config import DataConfig, is_prompts, world_kind
+from unison.config import COCO_PROMPTS, DataConfig, is_prompts, world_kind
 from unison.data.files import open_rows
 from unison.data.prompts import PromptItems, read_excluded
 from unison.data.rows import RowReader, undecoded
@@ -47,9 +47,10 @@ class Items(Protocol):
 
 
 def open_items(source: str, split: Split, config: DataConfig, seed: int, size: int) -> Items:
-    """The items of the world, of `prompts`, of a local file or folder, or of a hub data set, as `DataConfig` says.
+    """The items of the world, of `prompts` or `coco-prompts`, of a local file or folder, or of a hub data set, as
+    `DataConfig` says.
 
-    `seed` and `size` are those of the first two; any other source has as many items as rows. Where files of a
+    `seed` and `size` are those of the first three; any other source has as many items as rows. Where files of a
     folder or splits of a hub data set are named after a split, only those of `split` are read. With `data.streaming`
     training items come from a stream in the order of `seed`, and held-out items are the first `size` rows.
 
@@ -59,9 +60,10 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     suffix = config.question_suffix
     if kind := world_kind(source, f"data.{split}"):
         return WorldItems(split, config.questions, suffix, seed, size, kind)
-    if is_prompts(source):
-        file = source.partition(":")[2]
-        return PromptItems(split, suffix, seed, size, read_excluded(Path(file).expanduser()) if file else frozenset())
+    place, _, file = source.partition(":")
+    if is_prompts(source) or place == COCO_PROMPTS:
+        excluded = read_excluded(Path(file).expanduser()) if file else frozenset()
+        return PromptItems(split, suffix, seed, size, excluded, detector=place == COCO_PROMPTS)
     rows, name = open_rows(source, split, bool(config.streaming))
     streamed = bool(config.streaming) and split == "train"
     if config.streaming and not streamed:

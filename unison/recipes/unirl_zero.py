@@ -237,7 +237,8 @@ def reasoning() -> RunConfig:
     return _written(_published("reasoning", "text", "understanding", data, ANSWERED))
 
 
-PROMPTS = DataConfig("prompts", "world", question_suffix=QUESTION_SUFFIX)
+PROMPTS = DataConfig("coco-prompts", "world", question_suffix=QUESTION_SUFFIX)
+"""Whose nouns GenEval can judge, in training and held out."""
 
 
 def draw() -> RunConfig:
@@ -300,8 +301,8 @@ def think() -> Chain:
 
     From the paper: at most 512 tokens of thought, learning rate 5e-7 for the language model and 3e-6 for the diffusion
     side, GenEval and format, a cold start of 10,000 examples with the language model frozen. Its data is not published:
-    the world's riddles stand in, `--data prompts cold-start=rows.parquet` takes yours (columns `prompt`, `qa_reply`,
-    `real_image`). Only the dry run has been run.
+    the world's riddles stand in, `--data coco-prompts cold-start=rows.parquet` takes yours (columns `prompt`,
+    `qa_reply`, `real_image`). Only the dry run has been run.
     """
     data = replace(PROMPTS, eval="world:riddles")
     run = _published("think", "think", "think_then_draw", data, GENEVAL | {"format": 1.0})
@@ -314,8 +315,8 @@ def reflect() -> Chain:
 
     Open in the paper: what is trained and at what rates, and the rewards' formulas; here as in `unirl-zero/think`, with
     GenEval's strict decision on the first drawing as the verdict's truth. Its data is not published: the world's
-    verdicts stand in, `--data prompts cold-start=rows.parquet` takes yours (columns `prompt`, `real_image`, `qa_reply`,
-    `target_image`). Only the dry run has been run.
+    verdicts stand in, `--data coco-prompts cold-start=rows.parquet` takes yours (columns `prompt`, `real_image`,
+    `qa_reply`, `target_image`). Only the dry run has been run.
     """
     rewards = GENEVAL | {"geneval_verdict": 1.0, "geneval_improvement": 1.0}
     run = _published("reflect", "reflect", "reflect", PROMPTS, rewards)
