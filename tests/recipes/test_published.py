@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -124,3 +128,52 @@ def test_a_reward_that_weighs_nothing_may_abstain() -> None:
     items = open_items("prompts", "train", DataConfig(), 0, 60)
     require_judged({"geneval": 0.0, "jpeg_kilobytes": 1.0, "remote:http://here/geneval": 1.0}, items, "prompts")
     assert 0.4 < len(unjudged("geneval_strict:folder", items)) / 60 < 0.9
+
+
+# -- evaluations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_published_sizes_are_evaluated_on_their_own_kind_of_data(name: str) -> None:
+    run = RUNS[name]
+    assert not run.data.held_out.startswith("world")
+    if run.data.held_out in MADE:
+        items = [*open_items(run.data.held_out, "eval", run.data, 0, 240)]
+        judged = [len(items) - len(unjudged(spec, items)) for spec in run.evaluation.rewards]
+        assert min(judged) >= 60
+        assert run.evaluation.rewards
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_held_out_drawings_by_denoising_are_made_without_noise(name: str) -> None:
+    assert RUNS[name].evaluation.noiseless is name.startswith("unirl-zero")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_differs_from_the_released_code_is_told(name: str) -> None:
+    told = {
+        "corl": ("released code", "roberta-large", "bert-base-uncased", "linearly", "conditional branch", "bilinear"),
+        "unirl-zero": ("released code", "SANA 1.0", "Bessel", "time shift"),
+    }
+    text = " ".join((recipes.find(name).__doc__ or "").split())
+    for other in re.findall(r"as `([\w./-]+)`", text):
+        text += " ".join((recipes.find(other).__doc__ or "").split())
+    drawn = not name.endswith(("/text", "/reasoning"))
+    for word in told.get(name.partition("/")[0], ()) if drawn else ():
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ({"drawing": 0.5, "answer": 0.25, "reward/first": 3.0}, 0.75),
+        ({"answer": 0.25, "format": 1.0, "reward/first": 3.0}, 0.25),
+        ({"own_answer": 1.0, "reward/second": 4.0, "reward/first": 3.0}, 3.0),
+        ({"own_answer": 1.0, "reward/second": 4.0}, -math.inf),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_a_figure_that_is_measured(figures: dict[str, float], expected: float) -> None:
+    measured = {name: SimpleNamespace(value=value) for name, value in figures.items()}
+    config = SimpleNamespace(evaluation=EvalConfig(rewards=("first", "second")))
+    result = SimpleNamespace(overall=lambda: measured)
+    assert Trainer._quality(cast(Any, SimpleNamespace(config=config)), cast(Any, result)) == expected

@@ -16,7 +16,7 @@ To add an option: give its section a field with a range and a sentence; a rule w
 """
 
 from unison.config.checks import teams_of
-from unison.config.data import COCO_PROMPTS, DataConfig, Suffix, WorldKind, is_prompts, world_kind
+from unison.config.data import COCO_PROMPTS, HELD_OUT, DataConfig, Suffix, WorldKind, is_prompts, world_kind
 from unison.config.evaluation import EvalConfig, RetentionConfig
 from unison.config.fields import check_fields, pick, require
 from unison.config.learning import AdvantageConfig, ObjectiveConfig, OptimConfig, Scoring, ScoringConfig, StepConfig

@@ -21,9 +21,9 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from unison.config import COCO_PROMPTS, DataConfig, is_prompts, world_kind
+from unison.config import COCO_PROMPTS, HELD_OUT, DataConfig, is_prompts, world_kind
 from unison.data.files import open_rows
 from unison.data.prompts import PromptItems, read_excluded
 from unison.data.rows import RowReader, undecoded
@@ -31,6 +31,9 @@ from unison.data.streams import StreamItems, columns_of, rows_of
 from unison.data.tables import TableItems
 from unison.data.world import WorldItems
 from unison.types import Item, Split
+
+HELD_OUT_EVERY = 40
+"""One row in so many is held out where `data.eval` asks for rows of the training data."""
 
 
 class Items(Protocol):
@@ -64,7 +67,9 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     if is_prompts(source) or place == COCO_PROMPTS:
         excluded = read_excluded(Path(file).expanduser()) if file else frozenset()
         return PromptItems(split, suffix, seed, size, excluded, detector=place == COCO_PROMPTS)
-    rows, name = open_rows(source, split, bool(config.streaming))
+    shared = config.eval == HELD_OUT and source == config.train
+    rows, name = open_rows(source, "train" if shared else split, bool(config.streaming))
+    rows = part(undecoded(rows), split, bool(config.streaming)) if shared else rows
     streamed = bool(config.streaming) and split == "train"
     if config.streaming and not streamed:
         from datasets import Dataset
@@ -73,6 +78,17 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     columns = columns_of(rows, name) if streamed else rows.column_names
     reader = RowReader(columns, config.columns, suffix, config.kinds, name, config.skip_bad_rows)
     return StreamItems(rows, reader, config.streaming, seed) if streamed else TableItems(rows, reader)
+
+
+def part(rows: Any, split: Split, streamed: bool) -> Any:
+    """The rows of a table or stream that are held out, or those that are left for training."""
+
+    def belongs(place: int) -> bool:
+        return (place % HELD_OUT_EVERY == 0) is (split == "eval")
+
+    if streamed:
+        return rows.filter(lambda _, place: belongs(place), with_indices=True)
+    return rows.select(list(filter(belongs, range(len(rows)))))
 
 
 def step_items(items: Items, count: int, step: int, seed: int) -> list[int]:

@@ -14,7 +14,7 @@ from unison.config import RunConfig, teams_of, to_json
 from unison.data import open_items
 from unison.evaluation.environment import describe
 from unison.evaluation.held_out import GALLERY, Pictures, evaluate
-from unison.evaluation.records import Evaluation, joined
+from unison.evaluation.records import REWARD, Evaluation, joined
 from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
 from unison.policies.reference import WeightCopy
@@ -48,7 +48,7 @@ class Trainer:
         self.retention = Retention(config, WORLD_ITEMS)
         items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
         require_judged(config.rewards, items, config.data.train)
-        self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
+        self.held_out = open_items(config.data.held_out, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = distributed.start(config.distributed, config.trackers, self.run / "trackers")
         teams_of(config, self.accelerator.num_processes)
         self.processes = Processes(self.accelerator, config.distributed.processes_per_group)
@@ -148,11 +148,19 @@ class Trainer:
         if self.processes.is_main:
             result.save(self.run / "eval")
             self.log.evaluation(self.step, result)
-        quality = sum(e.value for name, e in result.overall().items() if name in ("drawing", "answer"))
+        quality = self._quality(result)
         if self.step and quality > self.best:
             self.best = quality
             self._export("best")
         return result
+
+    def _quality(self, result: Evaluation) -> float:
+        """What `best` is chosen by: drawing and answer, or else the first measure; without any there is no best."""
+        figures = result.overall()
+        found = [figures[name].value for name in ("drawing", "answer") if name in figures]
+        first = [f"{REWARD}{name}" for name in self.config.evaluation.rewards[:1]]
+        found = found or [figures[name].value for name in first if name in figures]
+        return sum(found) if found else -math.inf
 
     def _export(self, name: str) -> None:
         """Writes the policy as a plain checkpoint."""
