@@ -27,7 +27,7 @@ from unison.policies.actions import tokens_of
 from unison.policies.decisions import tokens
 from unison.policies.showo import magvit
 from unison.policies.showo.network import PhiSizes, ShowOConfig, ShowONetwork
-from unison.policies.showo.policy import ShowO, question
+from unison.policies.showo.policy import ShowO
 from unison.pretrain.corpus import CorpusConfig
 from unison.pretrain.showo import build_tokenizer
 from unison.types import Context, Sampling, Tokens
@@ -123,7 +123,7 @@ def recomputed_reply(
     """
     layout = policy.layout
     image = (drawing.ids + layout.first_image).tolist()
-    start = showo_published.answering(layout, image, policy._ids(question(QUESTION)))
+    start = showo_published.answering(layout, image, policy._ids(policy.question(QUESTION)))
     ids = torch.tensor([start])
     for u in tokens.uniforms([0], sampling.max_tokens)[0]:
         last = logits(ids, showo_published.answering_mask(layout, ids))[:, -1]

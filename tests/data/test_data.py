@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from unison.answers import unwrap_answer
-from unison.config import DataConfig
+from unison.config import HELD_OUT, DataConfig
 from unison.data import Items, open_items, step_indices
 from unison.data.rows import BadRow, RowReader, read_image
 from unison.data.tables import TableItems, export
@@ -410,6 +410,19 @@ def test_a_hub_data_set_gives_the_split_that_is_asked_for(monkeypatch: pytest.Mo
     del splits["validation"]
     with pytest.raises(ValueError, match=r"has the splits train, none of test, validation"):
         open_items("org/name", "eval", DataConfig(), 0, 0)
+
+
+@pytest.mark.parametrize("streaming", [0, 8])
+def test_each_40th_row_is_held_out_and_the_others_are_trained_on(tmp_path: Path, streaming: int):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"row {i}"}) + "\n" for i in range(100)))
+    config = DataConfig(str(path), HELD_OUT, streaming=streaming)
+    train, held_out = (open_items(config.train, split, config, 0, 300) for split in ("train", "eval"))
+    assert [item.prompt for item in held_out] == ["row 0", "row 40", "row 80"]
+    trained = {str(train[i].prompt) for i in range(97)}
+    assert trained == {f"row {i}" for i in range(100) if i % 40}
+    whole = open_items(config.train, "train", replace(config, eval="world"), 0, 0)
+    assert len({str(whole[i].prompt) for i in range(100)}) == 100
 
 
 # -- order ---------------------------------------------------------------------------------------------------

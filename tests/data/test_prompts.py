@@ -240,6 +240,13 @@ def exact(prompt: str) -> str:
     return prompt.removesuffix(" in plain view")
 
 
+def test_prompts_for_a_detector_leave_out_the_category_that_the_file_holds_whole(geneval: Path) -> None:
+    found = first(open_items(f"coco-prompts:{geneval}", "train", DataConfig(), 0, 500))
+    assert Counter(item.task for item in found) == dict.fromkeys(TASKS[1:], 100)
+    assert TASKS[0] == "single_object"
+    assert all(item.wanted for item in found)
+
+
 def test_other_words_for_the_same_picture_are_excluded_too(tmp_path: Path) -> None:
     cat, dog = {"class": "cat", "count": 1}, {"class": "dog", "count": 1}
     rows = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,11 @@ from tests.policies.contract import CLOSE, LONG, OTHER, PICTURE, READ, SHORT, as
 from tests.policies.damage import Damage, change_json, change_weights, remove
 from unison.config import PolicyConfig
 from unison.policies import load_policy
+from unison.policies.janus.pictures import Pictures
 from unison.policies.janus.policy import Janus
 from unison.types import Context, Sampling, Tokens
+from unison.world import scene as scenes
+from unison.world.render import render
 
 DRAWING = Sampling(guidance=5.0)
 
@@ -87,6 +91,38 @@ def test_drawing_scoring_equals_a_plain_forward_pass(policy: Janus, guidance: fl
         assert isinstance(drawing, Tokens)
         plain.append(plain_drawing_logp(policy, processed(policy, [text], mode="image")["input_ids"], drawing))
     assert_same_scores(policy, ours, plain)
+
+
+def test_the_pads_row_has_the_gradient_that_finite_differences_have(make_policy: Callable[..., Janus]) -> None:
+    """Of a guided drawing's log-probability by a plain forward pass, along a random direction."""
+    policy = make_policy()
+    drawing = cast("list[Tokens]", policy.draw([Context((SHORT,))], DRAWING, [77]))
+    prompt = processed(policy, [SHORT], mode="image")["input_ids"]
+    policy.network.double()
+    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def along(step: float) -> float:
+        with torch.no_grad():
+            table[pad] += step * direction
+            value = plain_drawing_logp(policy, prompt, drawing[0]).sum().item()
+            table[pad] -= step * direction
+        return value
+
+    policy([Context((SHORT,))], drawing)[0].sum().backward()
+    ours = (cast(Tensor, table.grad)[pad] @ direction).item()
+    assert abs(ours) > 0.1
+    assert ours == pytest.approx((along(5e-3) - along(-5e-3)) / 1e-2, rel=1e-2)  # norms are float32
+
+
+def test_a_pads_row_of_zeros_is_left_untrained() -> None:
+    """As in the bundled model."""
+    policy = cast(Janus, load_policy(PolicyConfig("assets/tiny-janus")))
+    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    assert not table[pad].any()
+    policy([Context((SHORT,))], policy.draw([Context((SHORT,))], DRAWING, [77]))[0].sum().backward()
+    assert not cast(Tensor, table.grad)[pad].any()
+    assert cast(Tensor, table.grad).any()
 
 
 # -- as transformers does it --------------------------------------------------------------------------------------
@@ -178,6 +214,34 @@ def test_an_own_drawing_is_read_without_rounding(policy: Janus, drawing: Tokens)
     assert (pixels.clamp(-1, 1) - rounded).abs().max() < 2.1 / 255
 
 
+SIZES = [(333, 500), (500, 333), (480, 640), (641, 427), (1000, 999), (37, 48), (1, 900), (49, 98), (384, 384)]
+
+
+def padded_square(picture: Image.Image, side: int, least: int) -> np.ndarray:
+    """The published program's arithmetic: sizes cut to whole pixels, a grey border, -1 to 1. [3, side, side]"""
+    scaled = [max(int(length / max(picture.size) * side), least) for length in picture.size]
+    square = np.full((side, side, 3), 127, np.uint8)
+    left, top = ((side - length) // 2 for length in scaled)
+    resized = np.asarray(picture.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC))
+    square[top : top + scaled[1], left : left + scaled[0]] = resized
+    return np.moveaxis(square, -1, 0) / 127.5 - 1
+
+
+@pytest.mark.parametrize("side", [48, 384])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pictures_are_resized_as_in_the_published_program(size: tuple[int, int], side: int) -> None:
+    processor = Pictures(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=14)
+    picture = Image.effect_noise(size, 80).convert("RGB")
+    pixels = processor(picture, return_tensors="pt")["pixel_values"][0]
+    assert np.abs(pixels.numpy() - padded_square(picture, side, 14)).max() < 1e-6
+
+
+def test_a_checkpoints_pictures_are_resized_so(checkpoint: Path) -> None:
+    policy = cast(Janus, load_policy(PolicyConfig(str(checkpoint))))
+    picture = Image.effect_noise((333, 500), 80).convert("RGB")
+    assert np.abs(policy._pixels(picture)[0].numpy() - padded_square(picture, 48, 16)).max() < 1e-6
+
+
 # -- text and pictures --------------------------------------------------------------------------------------------
 
 
@@ -188,6 +252,37 @@ def test_a_drawing_decodes_to_the_image_tokenizers_picture(policy: Janus, drawin
     assert (shown - expected).abs().max() <= 1.01
 
 
+def nearest_by_angle(policy: Janus, pixels: Tensor) -> Tensor:
+    """The row of the codebook at the smallest distance on the unit sphere, latent by latent. [N, L]"""
+    with torch.no_grad():
+        latents = policy.vq.quant_conv(policy.vq.encoder(pixels)).flatten(2).mT.double()  # [N, L, E]
+        rows = policy.vq.quantize.embedding.weight.double()
+    latents, rows = latents / latents.norm(dim=-1, keepdim=True), rows / rows.norm(dim=-1, keepdim=True)
+    return torch.cdist(latents, rows.expand(len(latents), -1, -1)).argmin(-1)
+
+
+def test_codes_of_pictures_do_not_depend_on_the_norms_of_the_codebooks_rows(make_policy: Callable[..., Janus]) -> None:
+    policy = make_policy()
+    table = policy.vq.quantize.embedding.weight
+    with torch.no_grad():
+        table.normal_(generator=torch.Generator().manual_seed(3))
+    pictures = [Image.effect_noise((48, 48), 20 + 20 * i).convert("RGB") for i in range(4)]
+    pixels = torch.cat([policy._pixels(picture) for picture in pictures])
+    ours = torch.stack([cast(Tokens, action).ids for action in policy.encode(pictures)])
+    assert torch.equal(ours, nearest_by_angle(policy, pixels))
+    raw = policy.vq.encode(pixels).image_tokens.view_as(ours)  # of transformers
+    assert (ours == raw).float().mean() < 0.9
+
+
+def test_the_bundled_codebook_gives_pictures_the_codes_it_was_trained_on() -> None:
+    policy = cast(Janus, load_policy(PolicyConfig("assets/tiny-janus")))
+    rng = random.Random(5)
+    pictures = [render(scenes.sample(rng, scenes.TASKS[i % len(scenes.TASKS)], "eval")[1]) for i in range(24)]
+    pixels = torch.cat([policy._pixels(picture) for picture in pictures])
+    ours = torch.stack([cast(Tokens, action).ids for action in policy.encode(pictures)])
+    assert torch.equal(ours, policy.vq.encode(pixels).image_tokens.view_as(ours))
+
+
 def test_the_loss_of_texts_and_pictures_is_the_cross_entropy_of_a_plain_forward_pass(policy: Janus) -> None:
     inputs, prompt = (
         processed(policy, [f"<image_placeholder>\n{SHORT}"], [PICTURE]),
@@ -195,7 +290,7 @@ def test_the_loss_of_texts_and_pictures_is_the_cross_entropy_of_a_plain_forward_
     )
     pixels = policy.processor.image_processor(OTHER, return_tensors="pt")["pixel_values"]
     text, picture = cast("list[Tokens]", policy.encode(["four circles", OTHER]))
-    assert torch.equal(picture.ids, cast(Tensor, policy.vq.encode(pixels).image_tokens).flatten())
+    assert torch.equal(picture.ids, nearest_by_angle(policy, pixels).flatten())
     ids = torch.cat([inputs["input_ids"], text.ids[None]], 1)
     labels = torch.cat([torch.full_like(inputs["input_ids"], -100), text.ids[None]], 1)
     theirs = policy.network(input_ids=ids, pixel_values=inputs["pixel_values"], labels=labels).loss
@@ -259,6 +354,7 @@ def test_a_saved_policy_is_a_plain_transformers_checkpoint(policy: Janus, checkp
     inputs = processed(policy, [f"<image_placeholder>\n{SHORT}"], [PICTURE])
     chat = f"<|User|>: <image_placeholder>\n{SHORT}\n\n<|Assistant|>:"
     processor: Any = JanusProcessor.from_pretrained(checkpoint)
+    assert type(processor.image_processor).__name__.startswith("JanusImageProcessor")
     again = processor(text=chat, images=PICTURE, return_tensors="pt")
     assert torch.equal(again["input_ids"], inputs["input_ids"])
     with torch.no_grad():

@@ -286,6 +286,17 @@ def test_the_policy_writes_draws_scores_and_saves_in_transformers_format(policy:
         assert (again(contexts, actions)[1] - actions[1].logp).abs().max() < 1e-4
 
 
+def test_sizes_of_pictures_are_cut_to_whole_pixels(policy: Janus):
+    """333 / 500 of 384 pixels is 255.7: the last column of the picture is the border's grey."""
+    pixels = policy._pixels(Image.new("RGB", (333, 500), "white"))[0, 0]
+    assert (pixels[0] == 1).sum() == 255
+
+
+def test_the_pads_row_is_trained(policy: Janus):
+    assert policy.network.config.text_config.pad_token_id == policy.tokenizer.pad_token_id
+    assert cast(Any, policy.network.get_input_embeddings()).padding_idx is None
+
+
 def test_weights_are_loaded_in_the_configured_type(original: Path):
     policy = load_policy(PolicyConfig(str(original), dtype="bfloat16"))
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}

@@ -34,7 +34,7 @@ from unison.config import PolicyConfig, ScoringConfig
 from unison.policies import load_policy
 from unison.policies.decisions import selection
 from unison.policies.decoding import masked
-from unison.policies.showo.policy import ShowO, question
+from unison.policies.showo.policy import ShowO
 from unison.types import Context, Sampling, Tokens
 
 DRAWING = Sampling(guidance=3.0, rounds=6)
@@ -111,7 +111,7 @@ def test_drawing_scoring_equals_a_plain_forward_pass(showo: ShowO, guidance: flo
 def plain_reply_logp(policy: ShowO, codes: Tensor, text: str, reply: Tokens) -> Tensor:
     """The whole answering sequence at once."""
     layout = policy.layout
-    prefix = published.answering(layout, (codes + layout.first_image).tolist(), policy._ids(question(text)))
+    prefix = published.answering(layout, (codes + layout.first_image).tolist(), policy._ids(policy.question(text)))
     ids = torch.tensor([prefix + reply.ids.tolist()])
     logits = published.logits(policy.network, ids, published.answering_mask(layout, ids))[0, len(prefix) - 1 : -1]
     return torch.log_softmax(logits / reply.sampling.temperature, -1).gather(1, reply.ids[:, None])[:, 0]
@@ -132,6 +132,20 @@ def test_a_question_without_an_image_is_plain_text(showo: ShowO) -> None:
     pieces = showo._pieces(Context((SHORT,)))
     assert [piece.open for piece in pieces] == [False]
     assert pieces[0].content == [showo.layout.eot, *showo._ids(f"USER: \n{SHORT} ASSISTANT:")]
+
+
+@pytest.mark.parametrize("picture", [(), (PICTURE,)])
+def test_through_clip_a_question_has_no_line_break_after_the_users_name(
+    showo_clip: ShowO, picture: tuple[Image.Image, ...]
+) -> None:
+    asked = showo_clip._pieces(Context((*picture, SHORT)))[-1].content
+    ids = showo_clip.tokenizer.encode(f"USER: {SHORT} ASSISTANT:", add_special_tokens=False)
+    assert asked == [showo_clip.layout.eoi if picture else showo_clip.layout.eot, *ids]
+
+
+def test_through_clip_the_texts_own_states_are_found(showo_clip: ShowO) -> None:
+    ((_, words),) = showo_clip.hidden_states([PICTURE], [SHORT])
+    assert len(words) == len(showo_clip.tokenizer.encode(f" {SHORT}", add_special_tokens=False))
 
 
 # -- chunks --------------------------------------------------------------------------------------------------------
@@ -211,7 +225,7 @@ def test_hidden_states_are_those_of_the_image_and_of_the_text_alone(showo: ShowO
     layout = showo.layout
     for (image, words), picture, text in zip(pairs, (PICTURE, OTHER), (SHORT, LONG), strict=True):
         codes = (showo._codes([picture])[0] + layout.first_image).tolist()
-        ids = torch.tensor([published.answering(layout, codes, showo._ids(question(text)))])
+        ids = torch.tensor([published.answering(layout, codes, showo._ids(showo.question(text)))])
         mask = published.answering_mask(layout, ids)[:, None]
         states = showo.decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[0]
         assert (image - states[2 : 2 + N]).abs().max() < CLOSE

@@ -24,7 +24,7 @@ from tests.policies.test_contract import (
 from unison.policies.decisions.tokens import exponentials, relaxed_rows
 from unison.policies.decoding.masked import masked_once_more
 from unison.policies.janus.policy import Janus
-from unison.policies.showo.policy import ShowO, question
+from unison.policies.showo.policy import ShowO
 from unison.recipes.corl import LANGUAGE_MODEL_ONLY
 from unison.types import Context, Relaxed, Sampling, Tokens
 
@@ -152,7 +152,7 @@ def test_the_gradient_is_that_of_the_published_passes_written_out(showo: ShowO, 
     assert hidden.all() == whole
     answer = cast(Tokens, showo.encode(["red"])[0]).ids.tolist()
     image = (codes.ids + layout.first_image).tolist()
-    ids = published.answering(layout, image, showo._ids(question(QUESTION)))
+    ids = published.answering(layout, image, showo._ids(showo.question(QUESTION)))
     start = len(ids)
     ids = torch.tensor([[*ids, *answer]])
     table = showo.embed_ids.weight[layout.first_image : layout.mask].detach()

@@ -80,14 +80,15 @@ def test_old_log_probabilities_are_those_of_sampling_unless_they_are_to_be_compu
 
 
 def test_the_logged_differences_are_those_of_their_definition() -> None:
-    sampled = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5])]
-    logp = torch.tensor([[-1.1, -2.0, -2.7], [-1.5, 0.0, 0.0]])
-    mask = torch.tensor([[True, True, True], [True, False, False]])
-    batch = TurnBatch(logp, logp.clone(), None, torch.zeros(2), mask, mask / 4, torch.zeros(2, dtype=torch.long))
-    assert sampling_difference(batch, sampled)["sampling_difference"] == pytest.approx(0.4)
+    sampled = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5]), torch.zeros(3)]  # the last one was given
+    logp = torch.tensor([[-1.1, -2.0, -2.7], [-1.5, 0.0, 0.0], [-4.0, -5.0, -6.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False], [True, True, True]])
+    batch = TurnBatch(logp, logp.clone(), None, torch.zeros(3), mask, mask / 7, torch.zeros(3, dtype=torch.long))
+    gaps = sampling_difference(batch, sampled)
+    assert gaps.tolist() == pytest.approx([0.1, 0.0, 0.3, 0.0], abs=1e-6)
     reused = replace(batch, old_logp=torch.nn.utils.rnn.pad_sequence(sampled, batch_first=True))
-    assert grpo(reused, ObjectiveConfig())[1]["logp_difference"] == pytest.approx(0.4)
-    assert sampling_difference(reused, sampled)["sampling_difference"] == 0
+    assert grpo(reused, ObjectiveConfig())[1]["logp_difference"] == pytest.approx(0.4 + 15)
+    assert torch.equal(sampling_difference(reused, sampled), gaps)
 
 
 @pytest.mark.slow
@@ -105,11 +106,15 @@ def test_the_log_shows_what_sampling_and_scoring_disagree_by(old: str, tmp_path:
     )
     trainer = Trainer(config)
     replies = trainer.policy.write(CONTEXTS, Sampling(max_tokens=8), range(2))
+    with torch.no_grad():
+        scored = trainer.policy(CONTEXTS, replies)
     group = [Trajectory(Item("one"), (Turn(CONTEXTS[0], reply),)) for reply in replies]
     metrics = trainer.update(group, [1.0, -1.0], trainer.step)
+    gaps = torch.cat([(row - reply.logp).abs() for row, reply in zip(scored, replies, strict=True)])
+    assert metrics["text/sampling_difference"] == pytest.approx(float(gaps.mean()), rel=1e-4)
+    assert metrics["text/sampling_difference_max"] == pytest.approx(float(gaps.max()), rel=1e-4)
+    assert 1e-5 < gaps.mean() < 1
     if old == "recomputed":
         assert metrics["text/logp_difference"] == 0
-        assert 1e-5 < metrics["text/sampling_difference"] < 1
     else:
-        assert 1e-5 < metrics["text/logp_difference"] < 1
-        assert "text/sampling_difference" not in metrics
+        assert metrics["text/logp_difference"] == pytest.approx(float(gaps.mean()), rel=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from tests.training.test_train import metrics, small, weights, with_varied_rewards
-from unison.config import ScoringConfig
+from unison.config import ObjectiveConfig, ScoringConfig
 from unison.policies.janus.policy import Janus
 from unison.rewards import judge
-from unison.training.guards import LEAST, NormGuard
+from unison.training.guards import LEAST, NormGuard, gaps
 from unison.training.log import RunLog
 from unison.training.throughput import Throughput, matrix_weights, measured_peak, scored_share
 from unison.training.trainer import Trainer
@@ -83,6 +84,26 @@ def test_a_run_that_stops_for_bad_steps_goes_on_after_them(
     assert (resumed.step, resumed.update.bad_steps) == (2, 0)
     resumed.train()
     assert [row["skipped_step"] for row in metrics(trainer.run)] == [1, 1, 0]
+
+
+def test_samples_of_another_policy_than_the_one_that_scores_are_noted_in_health_jsonl(checkpoint: Path, tmp_path: Path):
+    config = small(checkpoint, tmp_path / "run", optim__steps=2, policy__rollout_dtype="bfloat16")
+    objective = replace(config.objective, clip_low=1e-6, image_clip=0.5)
+    run = with_varied_rewards(replace(config, objective=objective)).train()
+    lines = [json.loads(line) for line in (run / "health.jsonl").read_text().splitlines()]
+    rows = metrics(run)
+    assert [(line["step"], line["figure"]) for line in lines] == [(step, "text/sampling_difference") for step in (1, 2)]
+    assert [line["value"] for line in lines] == [row["text/sampling_difference"] for row in rows]
+    assert all(line["bound"] == 1e-6 < line["value"] for line in lines)
+    assert all(row["image/sampling_difference"] < row["image/sampling_difference_max"] < 0.5 for row in rows)
+
+
+def test_a_gap_is_too_large_above_what_the_clip_lets_a_ratio_move():
+    objective = ObjectiveConfig(clip_low=0.2, clip_high=0.3, image_clip=1e-4)
+    near = {"text/sampling_difference": 0.19, "image/sampling_difference": 9e-5}
+    assert gaps(near, objective) == []
+    far = {"text/sampling_difference": 0.21, "image/sampling_difference": 2e-4}
+    assert [(gap.value, gap.bound) for gap in gaps(far, objective)] == [(0.21, 0.2), (2e-4, 1e-4)]
 
 
 def test_a_reward_that_is_not_a_number_is_named_with_the_item():

@@ -17,7 +17,7 @@ To add an option: give its section a field with a range and a sentence; a rule w
 """
 
 from unison.config.checks import check_trained, teams_of
-from unison.config.data import DataConfig, Suffix, WorldKind, is_prompts, world_kind
+from unison.config.data import COCO_PROMPTS, HELD_OUT, DataConfig, Suffix, WorldKind, is_prompts, world_kind
 from unison.config.device import best_device, choose_device, placement
 from unison.config.evaluation import EvalConfig, RetentionConfig
 from unison.config.fields import check_fields, pick, require

@@ -26,7 +26,7 @@ def check_together(config: RunConfig) -> None:
     require(bool(config.rewards) or kind == "constant", "rewards", config.rewards, "at least one name=coefficient")
     require(compared or not refills, "step.refills", refills, "0 where siblings are not compared")
     rule = "True with data.eval = 'prompts', whose questions are about the model's own drawings"
-    require(own or not is_prompts(config.data.eval), "evaluation.own_drawings", own, rule)
+    require(own or not is_prompts(config.data.held_out), "evaluation.own_drawings", own, rule)
     image, rule = config.scenario.image, "False with 'ode', under which siblings of one start would be the same"
     require(image.sde != "ode" or not image.shared_start, "scenario.image.shared_start", image.shared_start, rule)
     decay, rule = config.optim.ema_decay, "0 under distributed.strategy = 'fsdp2', which has no average"

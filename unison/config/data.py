@@ -12,6 +12,9 @@ WorldKind = Literal["scenes", "counts", "edits", "riddles", "reflections", "puzz
 Suffix = str | dict[AnswerKind, str]
 
 
+COCO_PROMPTS, HELD_OUT = "coco-prompts", "held-out"
+
+
 @dataclass(frozen=True)
 class DataConfig(Section, place="data"):
     """Where items come from."""
@@ -21,9 +24,10 @@ class DataConfig(Section, place="data"):
     to answer about; `world:<kind>` has others: counts (how many shapes are there?), edits of pictures, riddles to draw,
     reflections (pictures to judge and to correct), puzzles in words, or steps (questions that take several). `prompts`
     are GenEval-style, without pictures; `prompts:<GenEval's evaluation_metadata.jsonl>` asks for nothing that a test
-    prompt asks for."""
+    prompt asks for. `coco-prompts` name objects alone that the rewards `geneval` can judge, and ask no question."""
     eval: str = "world"
-    """Held-out items, same choices."""
+    """Held-out items, same choices; or `held-out`, those of `data.train`: of what makes its items its held-out ones, of
+    a table each 40th row, which training then leaves out."""
     questions: Literal["open_ended", "multiple_choice", "mixed"] = "open_ended"
     """Form of the world's questions."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -41,6 +45,11 @@ class DataConfig(Section, place="data"):
     def check(self) -> None:
         for name, source in (("data.train", self.train), ("data.eval", self.eval)):
             world_kind(source, name)
+
+    @property
+    def held_out(self) -> str:
+        """The source of held-out items."""
+        return self.train if self.eval == HELD_OUT else self.eval
 
 
 def world_kind(source: str, field: str) -> WorldKind | None:

@@ -111,7 +111,8 @@ class ScoringConfig(Section, place="scoring"):
     """Smallest share of a drawing that `random_masks` scores: each drawing's share is uniform between it and 1."""
     old_logp: Literal["sampled", "recomputed"] = "sampled"
     """Log-probabilities that ratios are taken to: those that sampling gave, or, computed anew by scoring before the
-    first update changes the weights, those of the same batches and types; the log then has `sampling_difference`."""
+    first update changes the weights, those of the same batches and types. Then the first ratio is exactly 1, which
+    costs nothing with one update a rollout. `sampling_difference` in the log is how far the two are apart."""
 
     def check(self) -> None:
         rule, masked = f"0 with scoring.drawings = {self.drawings!r}, which scores ", self.drawings == "random_masks"

@@ -32,7 +32,7 @@ class PolicyConfig(Section, place="policy"):
     """Autocast type of matrix products in sampling and scoring."""
     rollout_dtype: Literal["float32", "bfloat16"] | None = None
     """Another autocast type for sampling, from whose tokens' states logits are then computed in the weights' own type;
-    None takes `compute_dtype`. What sampling and scoring then disagree by is in the log as `logp_difference`."""
+    None takes `compute_dtype`. What sampling and scoring then disagree by is in the log as `sampling_difference`."""
     compile_decode: bool = False
     """Sample tokens by a compiled step of static shapes, a CUDA graph on a GPU: pays where launching kernels takes
     longer than what they compute. On the CPU the step that is made for it is faster."""

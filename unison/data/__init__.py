@@ -21,9 +21,9 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from unison.config import DataConfig, is_prompts, world_kind
+from unison.config import COCO_PROMPTS, HELD_OUT, DataConfig, is_prompts, world_kind
 from unison.data.files import open_rows
 from unison.data.prompts import PromptItems, read_excluded
 from unison.data.rows import RowReader, undecoded
@@ -31,6 +31,9 @@ from unison.data.streams import StreamItems, columns_of, rows_of
 from unison.data.tables import TableItems
 from unison.data.world import WorldItems
 from unison.types import Item, Split
+
+HELD_OUT_EVERY = 40
+"""One row in so many is held out where `data.eval` asks for rows of the training data."""
 
 
 class Items(Protocol):
@@ -47,9 +50,10 @@ class Items(Protocol):
 
 
 def open_items(source: str, split: Split, config: DataConfig, seed: int, size: int) -> Items:
-    """The items of the world, of `prompts`, of a local file or folder, or of a hub data set, as `DataConfig` says.
+    """The items of the world, of `prompts` or `coco-prompts`, of a local file or folder, or of a hub data set, as
+    `DataConfig` says.
 
-    `seed` and `size` are those of the first two; any other source has as many items as rows. Where files of a
+    `seed` and `size` are those of the first three; any other source has as many items as rows. Where files of a
     folder or splits of a hub data set are named after a split, only those of `split` are read. With `data.streaming`
     training items come from a stream in the order of `seed`, and held-out items are the first `size` rows.
 
@@ -59,10 +63,13 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     suffix = config.question_suffix
     if kind := world_kind(source, f"data.{split}"):
         return WorldItems(split, config.questions, suffix, seed, size, kind)
-    if is_prompts(source):
-        file = source.partition(":")[2]
-        return PromptItems(split, suffix, seed, size, read_excluded(Path(file).expanduser()) if file else frozenset())
-    rows, name = open_rows(source, split, bool(config.streaming))
+    place, _, file = source.partition(":")
+    if is_prompts(source) or place == COCO_PROMPTS:
+        excluded = read_excluded(Path(file).expanduser()) if file else frozenset()
+        return PromptItems(split, suffix, seed, size, excluded, detector=place == COCO_PROMPTS)
+    shared = config.eval == HELD_OUT and source == config.train
+    rows, name = open_rows(source, "train" if shared else split, bool(config.streaming))
+    rows = part(undecoded(rows), split, bool(config.streaming)) if shared else rows
     streamed = bool(config.streaming) and split == "train"
     if config.streaming and not streamed:
         from datasets import Dataset
@@ -71,6 +78,17 @@ def open_items(source: str, split: Split, config: DataConfig, seed: int, size: i
     columns = columns_of(rows, name) if streamed else rows.column_names
     reader = RowReader(columns, config.columns, suffix, config.kinds, name, config.skip_bad_rows)
     return StreamItems(rows, reader, config.streaming, seed) if streamed else TableItems(rows, reader)
+
+
+def part(rows: Any, split: Split, streamed: bool) -> Any:
+    """The rows of a table or stream that are held out, or those that are left for training."""
+
+    def belongs(place: int) -> bool:
+        return (place % HELD_OUT_EVERY == 0) is (split == "eval")
+
+    if streamed:
+        return rows.filter(lambda _, place: belongs(place), with_indices=True)
+    return rows.select(list(filter(belongs, range(len(rows)))))
 
 
 def step_items(items: Items, count: int, step: int, seed: int) -> list[int]:

@@ -33,7 +33,7 @@ def open_rows(source: str, split: Split, streaming: bool) -> tuple[Any, str | Pa
         return _load_hub(source, split, streaming), source
     raise ValueError(
         f"data.{split} = {source!r}: there is no such file or folder (looked for {path.absolute()}); other sources are "
-        "`world`, `prompts`, and data sets of the hub, which are named owner/name"
+        "`world`, `prompts`, `coco-prompts`, and data sets of the hub, which are named owner/name"
     )
 
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +32,6 @@ from unison.data.rows import check_index, join
 from unison.types import COUNTS, RELATIONS, TASKS, Clause, Item, Split, Wanted
 
 SENTENCES = ("a picture of {}", "an image of {}", "a snapshot showing {}", "{}", "{} in plain view", "a scene with {}")
-COLORED = tuple(noun for noun in OBJECTS if noun not in UNCOLORED)
 ALIASES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}  # COCO's own names
 MIRRORED = {"right of": "left of", "below": "above"}
 TRIES = 10_000  # draws for one item; only a file that excludes nearly everything needs more
@@ -98,26 +97,30 @@ class Request:
         return Wanted(self.task, tuple(clauses), exclude)
 
 
-def draw(rng: random.Random, task: str) -> Request:
-    """Any request of the category."""
+def draw(rng: random.Random, task: str, nouns: Sequence[str] = OBJECTS) -> Request:
+    """Any request of the category for objects of these names."""
+    colored = [noun for noun in nouns if noun not in UNCOLORED]
     match task:
         case "single_object":
-            return Request(task, (Phrase(rng.choice(OBJECTS)),))
+            return Request(task, (Phrase(rng.choice(nouns)),))
         case "counting":
-            return Request(task, (Phrase(rng.choice(OBJECTS), rng.choice(COUNTS)),))
+            return Request(task, (Phrase(rng.choice(nouns), rng.choice(COUNTS)),))
         case "colors":
-            return Request(task, (Phrase(rng.choice(COLORED), color=rng.choice(COLORS)),))
+            return Request(task, (Phrase(rng.choice(colored), color=rng.choice(COLORS)),))
         case "color_attr":
-            pairs = zip(rng.sample(COLORED, 2), rng.sample(COLORS, 2), strict=True)
+            pairs = zip(rng.sample(colored, 2), rng.sample(COLORS, 2), strict=True)
             return Request(task, tuple(Phrase(noun, color=color) for noun, color in pairs))
         case _:
             relation = rng.choice(RELATIONS) if task == "position" else None
-            return Request(task, tuple(Phrase(noun) for noun in rng.sample(OBJECTS, 2)), relation)
+            return Request(task, tuple(Phrase(noun) for noun in rng.sample(nouns, 2)), relation)
 
 
 @dataclass(frozen=True)
 class PromptItems:
     """`size` prompts, the six categories in turn; item i depends on (split, seed, i) and what is excluded alone.
+
+    For a `detector` they name COCO's 80 objects alone, so that each says what must be found in the drawing, and have no
+    question. As GenEval tests each of these on its own, no category of single objects is left beside its file.
 
     Raises:
         ValueError: (on access) nearly every request of a category is excluded.
@@ -128,6 +131,7 @@ class PromptItems:
     seed: int
     size: int
     excluded: frozenset[Meaning] = frozenset()
+    detector: bool = False
     skipped: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -136,20 +140,21 @@ class PromptItems:
     def __getitem__(self, index: int, /) -> Item:
         check_index(index, self.size)
         rng = random.Random(f"prompts:{self.split}:{self.seed}:{index}")
-        request = self._request(rng, TASKS[index % len(TASKS)])
+        tasks = TASKS[1:] if self.detector and self.excluded else TASKS
+        request = self._request(rng, tasks[index % len(tasks)])
         question, answer = request.question
         return Item(
             id=f"prompts-{self.split}-{self.seed}-{index}",
             prompt=rng.choice(SENTENCES).format(request),
-            question=join(question, self.suffix, "open_ended"),
-            answer=answer,
+            question=None if self.detector else join(question, self.suffix, "open_ended"),
+            answer=None if self.detector else answer,
             task=request.task,
             wanted=request.wanted,
         )
 
     def _request(self, rng: random.Random, task: str) -> Request:
         for _ in range(TRIES):
-            request = draw(rng, task)
+            request = draw(rng, task, COCO if self.detector else OBJECTS)
             if held_out(request.meaning) is (self.split == "eval") and request.meaning not in self.excluded:
                 return request
         raise ValueError(f"prompts:<file> leaves no prompt of {task}: give GenEval's own file")

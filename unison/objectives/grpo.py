@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unison.config import ObjectiveConfig
 from unison.objectives.base import Objective
-from unison.types import Metrics, TurnBatch
+from unison.types import Metrics, TurnBatch, pad_stack
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def grpo(batch: TurnBatch, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
 OBJECTIVE = Objective(grpo, reads=("level", "clip_low", "clip_high", "image_clip", "kl_beta", "image_kl_beta"))
 
 
-def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Metrics:
-    """What log-probabilities that were computed anew differ by from those that sampling gave of each turn, each [L]:
-    the sum over the decisions of the batch of the distance."""
-    theirs = torch.nn.utils.rnn.pad_sequence(list(sampled), batch_first=True).to(batch.old_logp.device)
-    gap = (batch.old_logp.detach() - theirs).abs()
-    return {"sampling_difference": float((gap * batch.mask).sum())}
+def sampling_difference(batch: TurnBatch, sampled: Sequence[Tensor]) -> Tensor:
+    """How far the log-probabilities of the policy that is trained are from those that sampling gave of each turn, each
+    [L], decision by decision of those that are scored. A turn of zeros was given, not sampled, and is left out. [N]"""
+    theirs = pad_stack(sampled).to(batch.logp.device)
+    known = batch.mask & (theirs != 0).any(-1, keepdim=True)
+    return (batch.logp.detach() - theirs).abs()[known]

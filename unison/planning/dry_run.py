@@ -15,7 +15,7 @@ from unison.data.streams import StreamItems
 from unison.data.tables import TableItems
 from unison.hub import is_hub_id
 from unison.planning.memory import ALONE, Layout, estimate_memory
-from unison.rewards import load_rewards
+from unison.rewards import LOOKED_AT, load_rewards, require_judged
 
 GIB = 2**30
 
@@ -57,8 +57,9 @@ def _check_data(config: RunConfig, fields: tuple[str, ...]) -> str:
     if is_hub_id(source.partition(":")[0]) and not Path(source).expanduser().exists():
         wanted = ", ".join(f"{column} ({name})" for name, column in columns.items())
         return f"{source} on the hub, not opened in a dry run; columns it must have: {wanted}"
-    items = open_items(source, "train", config.data, config.seed, config.step.items)
+    items = open_items(source, "train", config.data, config.seed, max(config.step.items, LOOKED_AT))
     first = items[0]
+    require_judged(config.rewards, items, source)
     missing = [name for name in fields if not getattr(first, name)]
     if missing:
         raise ValueError(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from unison.config import PolicyConfig
+
+ROOT = "base_model.model."
+"""Before the name of every weight in `peft`'s files."""
 
 
 def is_adapter(name: str) -> bool:
@@ -56,3 +63,45 @@ def add_adapters(network: nn.Module, config: PolicyConfig) -> Any:
     for parameter in beside:
         parameter.requires_grad_(True)
     return adapted
+
+
+def merged(adapted: Any) -> Any:
+    """The network of a `peft` wrapper with W + alpha / r B A in place of W, as a copy of its own, whole in float32.
+
+    A change that is small beside W is lost where the sum is rounded to bfloat16, and a library that finds weights of
+    two types takes one for all: so all are widened, which loses nothing, and the copy is made on the CPU.
+    """
+    return copy.deepcopy(adapted).to("cpu", torch.float32).merge_and_unload()
+
+
+def write_adapters(adapted: Any, config: PolicyConfig, parts: Mapping[str, str], folder: Path) -> None:
+    """Writes the adapters alone, as `peft` reads them: adapter_config.json and adapter_model.safetensors for each part
+    that has some, in float32. `PeftModel.from_pretrained(part, folder)` puts them on the weights they were trained on.
+
+    Args:
+        parts: a module of the network that a library loads by itself ("" is the whole) -> a folder within `folder`.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    for part, place in parts.items():
+        start = f"{ROOT}{part}." if part else ROOT
+        if own := {ROOT + name.removeprefix(start): w for name, w in state.items() if name.startswith(start)}:
+            _write_part(own, config, folder / place)
+
+
+def _write_part(state: Mapping[str, Tensor], config: PolicyConfig, folder: Path) -> None:
+    import peft
+
+    folder.mkdir(parents=True)
+    targets = {name.removeprefix(ROOT).partition(".lora_")[0] for name in state}
+    settings = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules=sorted(targets),
+        base_model_name_or_path=config.path,
+        inference_mode=True,
+    )
+    settings.save_pretrained(str(folder))
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})

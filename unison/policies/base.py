@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from unison.config import PolicyConfig, ScoringConfig
-from unison.policies.adapters import add_adapters, select_trained
+from unison.policies.adapters import add_adapters, merged, select_trained, write_adapters
 from unison.policies.reference import WeightCopy, in_reference
 from unison.types import Action, Context, Sampling, Selected, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ADAPTER = "adapter"
+"""The folder of a checkpoint that holds the adapters which are merged into its weights."""
 Target: TypeAlias = "str | Image | Action"
 
 
@@ -26,8 +27,8 @@ class Policy(nn.Module):
     """A unified multimodal model. What is sampled is what is trained: `forward` scores with the sampling's own guidance
     and temperature.
 
-    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode` and `save`; `abilities` says
-    which verbs it has.
+    A family implements `write`, `draw`, `forward`, `encode`, `hidden_states`, `decode` and `write_checkpoint`;
+    `abilities` says which verbs it has.
     """
 
     family: ClassVar[str]
@@ -35,6 +36,9 @@ class Policy(nn.Module):
     """Subset of {"write", "draw", "edit", "relax drawings", "mask drawings anew", "denoise drawings"}: to relax is to
     read a `Relaxed` part of a context, to mask anew to score drawings by the one-pass estimates of `select`, to denoise
     to draw in latents, which can be scored as given ones, noised anew."""
+
+    plain_parts: ClassVar[Mapping[str, str]] = {"": ""}
+    """Modules of the network that a library loads by itself, "" being the whole, and the folder of their adapters."""
 
     packs: ClassVar[bool] = False
     """Whether it can score tokens in one packed sequence."""
@@ -106,7 +110,17 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Writes a plain checkpoint that the model's own library loads, adapters merged."""
+        """Writes a plain checkpoint that the model's own library loads.
+
+        Adapters are merged, whole in float32 (`adapters.merged`), and lie beside the weights as well, in `adapter`, for
+        those who put them on the base themselves, in bfloat16 say. What `lora_beside` trains is in the weights alone.
+        """
+        self.write_checkpoint(merged(self._adapted[0]) if self._adapted else self.network, folder)
+        if self._adapted:
+            write_adapters(self._adapted[0], self.config, self.plain_parts, folder / ADAPTER)
+
+    def write_checkpoint(self, network: Any, folder: Path) -> None:
+        """Writes a network of the family, and what belongs to it, as its own library loads it."""
         raise NotImplementedError
 
     @property
@@ -169,7 +183,3 @@ class Policy(nn.Module):
         if not self._frozen_copy and not self._adapted:
             raise RuntimeError("the policy keeps no reference: call keep_reference() before training")
         return in_reference(self._frozen_copy, self._adapted[0] if self._adapted else None)
-
-    def merged(self) -> Any:
-        """The network with its adapters folded into the weights, as a copy; without adapters the network itself."""
-        return copy.deepcopy(self._adapted[0]).merge_and_unload() if self._adapted else self.network

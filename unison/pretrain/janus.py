@@ -21,10 +21,10 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from unison.config import PolicyConfig
+from unison.policies.janus.pictures import Pictures
 from unison.policies.janus.policy import CHAT_TEMPLATE, Janus
 from unison.pretrain.corpus import (
     CorpusConfig,
@@ -72,9 +72,7 @@ def build_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerFast:
 
 def build_processor(config: CorpusConfig) -> JanusProcessor:
     """The real processor at the world's picture size."""
-    images = JanusImageProcessorPil(
-        size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=CELL
-    )
+    images = Pictures(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, min_size=CELL)
     tokens = (SIZE // PATCH) ** 2
     return JanusProcessor(images, build_tokenizer(config), chat_template=CHAT_TEMPLATE, num_image_tokens=tokens)
 

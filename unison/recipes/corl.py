@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from unison.answers import QUESTION_SUFFIX, REPLY_FORMAT
 from unison.config import (
+    HELD_OUT,
     AdvantageConfig,
     Chain,
     DataConfig,
@@ -17,6 +18,7 @@ from unison.config import (
     PolicyConfig,
     RunConfig,
     ScenarioConfig,
+    ScoringConfig,
     Stage,
     StepConfig,
 )
@@ -158,6 +160,9 @@ def tiny_rewards_both() -> RunConfig:
 # -- published checkpoints ---------------------------------------------------------------------------------------------
 
 
+EXACT = ScoringConfig(old_logp="recomputed")
+"""Ratios to the policy's own scores, which are exactly 1 at the one update of a rollout: in bfloat16 those to what
+sampling gave are not."""
 CYCLE_AND_MATCHING = {"lpips_vgg": 0.5, "blip_bertscore": 0.5, "matching": 1.0}
 """R_cycle as the mean of its two halves, which keeps it in [0, 1] (the paper leaves its scaling open), and R_TIM."""
 
@@ -166,14 +171,15 @@ def _published(name: str, path: str, **policy: Any) -> RunConfig:
     return RunConfig(
         recipe=f"corl/{name}",
         policy=PolicyConfig(path, frozen=LANGUAGE_MODEL_ONLY, compute_dtype="bfloat16", **policy),
-        data=DataConfig(train="mm-vl/x2x_rft_22k", eval="world", question_suffix=QUESTION_SUFFIX),
+        data=DataConfig(train="mm-vl/x2x_rft_22k", eval=HELD_OUT, question_suffix=QUESTION_SUFFIX),
         scenario=ScenarioConfig(
             "unified", group_size=8, text=TextSampling(max_tokens=512), image=ImageSampling(guidance=5.0)
         ),
         rewards=CYCLE_AND_MATCHING | ANSWERED,
+        scoring=EXACT,
         step=StepConfig(items=16, micro_batch_items=1, rollout_items=2),
         optim=OptimConfig(steps=1375, learning_rate=4e-6),
-        evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8),
+        evaluation=EvalConfig(items=300, every=200, during_items=60, batch_size=8, rewards=(*CYCLE_AND_MATCHING,)),
         out=Path(f"runs/corl-{name}"),
         checkpoint_every=100,
     )
@@ -183,19 +189,35 @@ def janus_pro_1b_unified() -> RunConfig:
     """CoRL's unified stage on Janus-Pro-1B with the paper's numbers (one 80 GB GPU or more).
 
     `unison train corl/janus-pro-1b-unified --dry-run` checks it without a download. From the paper: group 8, batch 16,
-    learning rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`. The
-    caption half of the cycle reward is BERTScore over BLIP's caption, as in the released code; the paper says SPICE.
+    learning rate 4e-6, no KL, lambda 0.8 on accuracy and format, guidance 5, one epoch of `mm-vl/x2x_rft_22k`, of which
+    each 40th row is held out for evaluation. The caption half of the cycle reward is BERTScore over BLIP's caption, as
+    in the released code; the paper says SPICE. What differs from the released code:
+
+    - BERTScore is F1 at layer 17 of roberta-large, not rescaled, where theirs is at the last layer of
+      bert-base-uncased: it varies less. Both halves of the cycle reward have half the weight that they have there
+      (`bert + 1 - lpips`), so that its sum is in [0, 1].
+    - The learning rate is constant, theirs falls linearly to 0 (`--optim.schedule linear`).
+    - Drawings are scored as they are sampled, with guidance; theirs by the conditional branch alone, which
+      `--scenario.image.score-conditional` does.
+    - Pictures are resized for LPIPS by PIL's bicubic filter, theirs by torchvision's bilinear one.
+    - The format asks that neither block is empty, and a reply without answer tags is judged with its thought.
+    - Prompts are never cut (theirs at 1,024 tokens, at 256 in the stage that refines drawing).
+    - The question of a row is followed by a request for the format, which the hub's rows may hold already
+      (`--data.question-suffix ""`).
     """
     return _published("janus-pro-1b-unified", "deepseek-community/Janus-Pro-1B")
 
 
 def janus_1_3b_unified() -> RunConfig:
-    """CoRL's unified stage on Janus-1.3B with the paper's numbers."""
+    """CoRL's unified stage on Janus-1.3B with the paper's numbers, which differs as `corl/janus-pro-1b-unified`."""
     return _published("janus-1.3b-unified", "deepseek-community/Janus-1.3B")
 
 
 def janus_pro_7b_unified() -> RunConfig:
-    """CoRL's unified stage on Janus-Pro-7B, LoRA on the language model (rank 64: the paper leaves it open)."""
+    """CoRL's unified stage on Janus-Pro-7B, LoRA on the language model (rank 64: the paper leaves it open).
+
+    Differs from the released code as `corl/janus-pro-1b-unified`.
+    """
     return _published("janus-pro-7b-unified", "deepseek-community/Janus-Pro-7B", lora_rank=64, dtype="bfloat16")
 
 
@@ -211,6 +233,7 @@ def _published_refined(run: RunConfig, name: str, data: str, scenario: str, rewa
         objective=ObjectiveConfig(kl_beta=0.02),
         step=replace(run.step, items=batch),
         optim=replace(run.optim, steps=rows // batch, learning_rate=1e-6),
+        evaluation=replace(run.evaluation, rewards=tuple(name for name in rewards if name in CYCLE_AND_MATCHING)),
         out=Path(str(run.out).replace("unified", name)),
     )
 
@@ -229,15 +252,24 @@ def _published_chain(run: RunConfig) -> Chain:
 
 
 def janus_pro_1b() -> Chain:
-    """CoRL whole on Janus-Pro-1B with the paper's numbers: the unified stage, then the three refinements."""
+    """CoRL whole on Janus-Pro-1B with the paper's numbers: the unified stage, then the three refinements.
+
+    Differs from the released code, which has no second stage, as `corl/janus-pro-1b-unified`.
+    """
     return _published_chain(janus_pro_1b_unified())
 
 
 def janus_1_3b() -> Chain:
-    """CoRL whole on Janus-1.3B with the paper's numbers."""
+    """CoRL whole on Janus-1.3B with the paper's numbers.
+
+    Differs from the released code, which has no second stage, as `corl/janus-pro-1b-unified`.
+    """
     return _published_chain(janus_1_3b_unified())
 
 
 def janus_pro_7b() -> Chain:
-    """CoRL whole on Janus-Pro-7B with LoRA, with the paper's numbers."""
+    """CoRL whole on Janus-Pro-7B with LoRA, with the paper's numbers.
+
+    Differs from the released code, which has no second stage, as `corl/janus-pro-1b-unified`.
+    """
     return _published_chain(janus_pro_7b_unified())

@@ -1,7 +1,8 @@
 """UniRL (arXiv 2505.23380): models that improve themselves, by what they answer about their own drawings.
 
-No picture and no judge take part in training. The world's exact judge scores the held-out drawings of an evaluation,
-and nothing else; evaluations also ask about those drawings, for the imbalance of both sides and for drift.
+No picture and no judge take part in training. The world's exact judge, or at published sizes GenEval's, scores the
+held-out drawings of an evaluation, and nothing else; evaluations also ask about those drawings, for the imbalance of
+both sides and for drift.
 """
 
 from __future__ import annotations
@@ -163,17 +164,22 @@ def tiny_showo_sft_split() -> RunConfig:
 
 
 def _published(name: str, method: str, policy: PolicyConfig, group_size: int, image: ImageSampling) -> RunConfig:
-    """The paper's numbers for GRPO, with the scenario of the method."""
+    """The paper's numbers for GRPO, with the scenario of the method.
+
+    Evaluated on held-out prompts: the answer about the own drawing, and GenEval's decision, which leaves out drawings
+    of objects that are not COCO's.
+    """
     return RunConfig(
         recipe=f"unirl/{name}-{method}",
         policy=policy,
-        data=DataConfig(train="prompts", eval="world"),
+        data=DataConfig(train="prompts", eval="prompts"),
         scenario=ScenarioConfig(SCENARIOS[method], group_size, text=TextSampling(max_tokens=64), image=image),
         rewards={"accuracy_soft": 1.0},
         objective=ObjectiveConfig(kl_beta=0.2),
+        scoring=corl.EXACT,
         step=StepConfig(items=8, micro_batch_items=1, rollout_items=2),
         optim=OptimConfig(steps=500, learning_rate=1e-5),
-        evaluation=EvalConfig(items=300, every=100, during_items=60, batch_size=8, own_drawings=True),
+        evaluation=EvalConfig(300, 100, 60, batch_size=8, own_drawings=True, rewards=("geneval_strict",)),
         out=Path(f"runs/unirl-{name}-{method}"),
         checkpoint_every=100,
     )

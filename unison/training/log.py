@@ -21,6 +21,7 @@ from unison.config import RunConfig
 from unison.evaluation.records import Evaluation
 from unison.rewards import mean_of
 from unison.training.checkpoint import truncate_after
+from unison.training.guards import Gap
 from unison.training.retention import Fall
 from unison.training.throughput import Throughput
 from unison.types import Metrics, Trajectory
@@ -123,6 +124,11 @@ class RunLog:
         if self.accelerator.is_main_process:
             how = f"the highest {' + '.join(figures)} on the first {items} held-out items"
             console.print(f"checkpoint best: {how if figures else 'none, for evaluations measure nothing'}")
+
+    def apart(self, step: int, gaps: Sequence[Gap]) -> None:
+        """Says where sampling and scoring disagree by too much."""
+        for gap in gaps if self.accelerator.is_main_process else ():
+            _append(self.run / "health.jsonl", {"step": step, **gap._asdict()})
 
     def fallen(self, step: int, falls: Sequence[Fall], action: str) -> None:
         """Says which watched figures have fallen, and what is done about it."""

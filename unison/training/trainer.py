@@ -21,7 +21,7 @@ from unison.objectives import demands, needs_reference, rolls_out_reference
 from unison.policies import load_policy
 from unison.policies.reference import WeightCopy
 from unison.reports.page import write_report
-from unison.rewards import load_rewards
+from unison.rewards import load_rewards, require_judged
 from unison.training import checkpoint, distributed, guards
 from unison.training.distributed import Processes
 from unison.training.experience import Experience, RewardsFailed
@@ -49,7 +49,8 @@ class Trainer:
         self.measures = load_rewards(config.evaluation.rewards, config.remote)
         self.retention = Retention(config, WORLD_ITEMS)
         items = open_items(config.data.train, "train", config.data, config.seed, WORLD_ITEMS)
-        self.held_out = open_items(config.data.eval, "eval", config.data, 0, config.evaluation.items)
+        require_judged(config.rewards, items, config.data.train)
+        self.held_out = open_items(config.data.held_out, "eval", config.data, 0, config.evaluation.items)
         self.accelerator = distributed.start(config.distributed, config.trackers, self.run / "trackers")
         teams_of(config, self.accelerator.num_processes)
         self.processes = Processes(self.accelerator, config.distributed.processes_per_group)
@@ -100,6 +101,7 @@ class Trainer:
                         copy.follow(decay)
                 spread |= {"discarded": float(discarded)}
                 self.log.step(self.step, rewards, spread, update | replay, trajectories)
+                self.log.apart(self.step, guards.gaps(update, config.objective))
                 step_is_over()
                 self._stop_if_bad()
                 last = self.step == config.optim.steps

@@ -78,7 +78,7 @@ class Updater:
         with self.weights.gathered():
             groups[size:] = map(self._with_old_logp, groups[size:])  # of the policy that sampled, before it is changed
         count = self.processes.most(math.ceil(len(groups) / max(size, 1)))
-        rounds = [self._optimise(groups[i * size : (i + 1) * size]) for i in range(count)]
+        rounds = [self._optimise(groups[i * size : (i + 1) * size], first=i == 0) for i in range(count)]
         if any(not r["skipped_step"] and not r["constant_step"] for r in rounds):
             self.schedule.step()
         return averages(rounds)
@@ -127,11 +127,12 @@ class Updater:
 
     # -- one optimiser step ----------------------------------------------------------------------------------------
 
-    def _optimise(self, groups: Sequence[Sequence[Sample]]) -> Metrics:
-        """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss."""
+    def _optimise(self, groups: Sequence[Sequence[Sample]], first: bool) -> Metrics:
+        """One optimiser step on whole groups, in micro-batches whose losses add up to the step's loss; the `first` of a
+        rollout is by the policy that sampled it."""
         said = self._ask_reference(groups)
         with self.weights.gathered():
-            metrics = self._accumulate(groups, said)
+            metrics = self._accumulate(groups, said, first)
             self.weights.reduce()
         informative = self.processes.any(s.advantage for g in groups for s in g) or has_penalty(self.config.objective)
         return metrics | self._apply(informative, metrics["loss"])
@@ -157,7 +158,9 @@ class Updater:
         objective = self.config.objective.of(modality)
         return replace(objective, kl_beta=objective.kl_beta * self.retention.kl_factor)
 
-    def _accumulate(self, groups: Sequence[Sequence[Sample]], said: Mapping[Modality, Sequence[Reference]]) -> Metrics:
+    def _accumulate(
+        self, groups: Sequence[Sequence[Sample]], said: Mapping[Modality, Sequence[Reference]], first: bool
+    ) -> Metrics:
         """The gradient of this process's part of the loss, and the metrics of all."""
         metrics: Metrics = {"loss": 0.0, "skipped_step": 0.0, "constant_step": 0.0}
         before: list[Tensor] = []
@@ -168,28 +171,38 @@ class Updater:
                 continue
             before_it = metrics["loss"]
             chunks = zip(self._micro_batches(groups, modality), said[modality], strict=True)
-            metrics["loss"], sums = self._backward(chunks, modality, total, before_it)
+            metrics["loss"], sums, gaps = self._backward(chunks, modality, total, before_it)
             metrics |= {f"{modality}/{name}": value for name, value in _means(self.processes.sums(sums)).items()}
             metrics |= self.processes.sums({f"{modality}/loss": metrics["loss"] - before_it})
+            if first and (modality == "text" or self.config.scoring.drawings == "rounds"):  # else it is a surrogate's
+                metrics |= self._apart(modality, gaps)
             if self.config.optim.modality_grad_norms:
                 metrics[f"{modality}/grad_norm"], before = self._norm_since(before)
         return metrics | self.processes.sums({"loss": metrics["loss"]})
 
     def _backward(
         self, chunks: Iterable[tuple[list[Sample], Reference]], modality: Modality, total: Totals, whole: float
-    ) -> tuple[float, Metrics]:
-        """Adds up the gradients of one modality's micro-batches; `whole` with their loss, and sums of their metrics."""
-        objective, sums = self._objective(modality), Metrics()
+    ) -> tuple[float, Metrics, list[Tensor]]:
+        """Adds up the gradients of one modality's micro-batches; `whole` with their loss, sums of their metrics, and by
+        what scoring them differs from sampling them."""
+        objective, sums, gaps = self._objective(modality), Metrics(), list[Tensor]()
         for chunk, reference in chunks:
             batch = self._batch(chunk, modality, total, objective, reference)
             loss, part = self.objective.loss(batch, objective)
-            if self.config.scoring.old_logp == "recomputed":
-                part |= sampling_difference(batch, [s.turn.action.logp for s in chunk])
+            gaps.append(sampling_difference(batch, [s.turn.action.logp for s in chunk]))
             if loss.requires_grad:  # decisions of frozen parts are scored for the log alone
                 self.processes.accelerator.backward(loss)
             whole += float(loss.detach())
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-        return whole, sums
+        return whole, sums, gaps
+
+    def _apart(self, modality: Modality, gaps: Sequence[Tensor]) -> Metrics:
+        """Mean and largest distance of sampled and scored log-probabilities over all processes; none of given turns."""
+        own = torch.cat(list(gaps)) if gaps else torch.empty(0)
+        told = self.processes.every((float(own.sum()), len(own), float(own.max()) if len(own) else 0.0))
+        sums, counts, most = zip(*told, strict=True)
+        name = f"{modality}/sampling_difference"
+        return {name: sum(sums) / sum(counts), f"{name}_max": max(most)} if sum(counts) else {}
 
     def _batch(
         self,

@@ -27,11 +27,11 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison.config import PolicyConfig, pick
 from unison.hub import fetch
 from unison.policies.checkpoint_files import Report, find_files, read_headers, read_state
+from unison.policies.janus.pictures import Pictures
 from unison.policies.janus.policy import CHAT_TEMPLATE, Janus
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def read_processor(folder: Path, config: JanusConfig) -> JanusProcessor:
     file = folder / "preprocessor_config.json"
     images = json.loads(file.read_text()) if file.is_file() else {}
     side = cast(Any, config).vision_config.image_size
-    image_processor = JanusImageProcessorPil(
+    image_processor = Pictures(
         size={"height": side, "width": side},
         image_mean=images.get("image_mean", [0.5] * 3),
         image_std=images.get("image_std", [0.5] * 3),

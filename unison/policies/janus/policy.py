@@ -18,7 +18,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration, JanusProcessor
-from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unison import hub
 from unison.config import PolicyConfig
@@ -28,6 +27,7 @@ from unison.policies.decisions.tokens import beside_divergence, exponentials, re
 from unison.policies.decoding import causal, packed, refill
 from unison.policies.decoding.prompts import embedded, own_states, own_tokens
 from unison.policies.grouping import Kind, distinct, in_kinds, kind_of, pick, relax_alike
+from unison.policies.janus.pictures import Pictures, codes_of
 from unison.types import Action, Context, Modality, Part, Relaxed, Sampling, Tokens
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Janus(Policy):
                 f"policy.path = {config.path!r}: the tokenizer has no pad token, which the unconditional row of "
                 "guidance needs; set pad_token in its tokenizer_config.json"
             )
+        train_pad(network.get_input_embeddings())
         if config.attention == "flex":
             packed.accept(network.model.language_model)
         self.drawing_tokens = cast(Any, network.config).vq_config.num_patches ** 2
@@ -255,8 +256,7 @@ class Janus(Policy):
 
     def _image_tokens(self, pictures: Sequence[Image], sources: Sources) -> list[Tokens]:
         pixels = torch.cat([self._pixels(picture) for picture in pictures]).to(self.device, self.network.dtype)
-        ids = self.vq.encode(pixels).image_tokens
-        return [given("image", row) for row in ids.view(len(pictures), -1)]
+        return [given("image", row) for row in codes_of(self.vq, pixels)]
 
     @torch.no_grad()
     def decode(self, actions: Sequence[Action]) -> list[Any]:
@@ -272,12 +272,22 @@ class Janus(Policy):
             "pixel_values"
         ]
 
-    def save(self, folder: Path) -> None:
-        network = self.merged()
+    def write_checkpoint(self, network: Any, folder: Path) -> None:
         # part of the published format, for `generate(generation_mode="image")`; `transformers` 5 drops it at loading
         vars(network.generation_config)["generation_kwargs"] = {"boi_token_id": self.tokenizer.boi_token_id}
         network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def train_pad(embedding: Any) -> None:
+    """Gives the pad's row its gradient, as in DeepSeek's class: the unconditional row of guidance consists of it.
+
+    `transformers` makes it the embedding's `padding_idx`, which has none. A row of zeros keeps it and stays as it is:
+    it was never trained, and RMSNorm makes a gradient at exactly 0 larger by the root of 1 / eps.
+    """
+    row = embedding.padding_idx
+    if row is not None and (embedding.weight.is_meta or embedding.weight[row].any()):
+        embedding.padding_idx = None
 
 
 def load_network(path: str, config: PolicyConfig) -> JanusForConditionalGeneration:
@@ -298,7 +308,7 @@ def load_processor(path: str) -> JanusProcessor:
         ValueError: there is none.
     """
     # the same pixels with and without torchvision, for which `transformers` has another image processor
-    kinds = (JanusProcessor, JanusImageProcessorPil)
+    kinds = (JanusProcessor, Pictures)
     what = f"policy.path = {path!r}: cannot read its tokenizer and processor"
     processor, image_processor = hub.read(what, lambda: [cast(Any, kind).from_pretrained(path) for kind in kinds])
     processor.image_processor = image_processor

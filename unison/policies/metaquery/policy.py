@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class MetaQuery(Policy):
 
     family = "metaquery"
     abilities = frozenset({"write", "draw", "edit", "denoise drawings"})
+    plain_parts: ClassVar = {"qwen": "language_model", "transformer": "transformer", "bridge": "bridge"}
     network: MetaQueryNetwork
 
     def __init__(
@@ -366,8 +367,8 @@ class MetaQuery(Policy):
         size = diffusion.at_once(self.network.pixels**2)
         return [things[i : i + size] for i in range(0, len(things), size)]
 
-    def save(self, folder: Path) -> None:
-        write_parts(Parts(self.merged(), self.tokenizer, self.image_processor), folder)
+    def write_checkpoint(self, network: MetaQueryNetwork, folder: Path) -> None:
+        write_parts(Parts(network, self.tokenizer, self.image_processor), folder)
 
 
 def checked(action: Action) -> Action:

@@ -11,8 +11,9 @@ resizing and the painting by straight-through rounding. Contexts are laid out so
 
 - drawing: the texts and earlier replies in order, as one prompt. Images are refused, for Show-o cannot edit.
 - answering: the images first, wherever in the context they stand, since the part of a sequence that everyone attends to
-  is at its start; then `USER: \\n... ASSISTANT:` with the texts between two replies joined by line breaks, each earlier
-  reply closed by end-of-text. The published program knows one image and one question; the rest follows from it.
+  is at its start; then `USER: \\n... ASSISTANT:` (through CLIP without the line break) with the texts between two
+  replies joined by line breaks, each earlier reply closed by end-of-text. The published program knows one image and
+  one question; the rest follows from it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,7 @@ class ShowO(Policy):
 
     family = "showo"
     abilities = frozenset({"write", "draw", "relax drawings", "mask drawings anew"})
+    plain_parts: ClassVar = {"showo": "", "mm_projector": "mm_projector"}
     network: ShowONetwork
 
     def __init__(self, network: ShowONetwork, tokenizer: PreTrainedTokenizerFast, config: PolicyConfig) -> None:
@@ -150,8 +152,14 @@ class ShowO(Policy):
         """Ids of the texts and earlier replies of a context, ready for a reply."""
         ids: list[int] = []
         for run in runs(context):
-            ids += self._ids(question(run)) if isinstance(run, str) else [*self._reply_ids(run), self.layout.eot]
+            ids += self._ids(self.question(run)) if isinstance(run, str) else [*self._reply_ids(run), self.layout.eot]
         return ids
+
+    def question(self, text: str) -> str:
+        """A question as the checkpoint was tuned on it, ready for a reply: through CLIP it was tuned on LLaVA's data,
+        whose line break after the user's name the published program takes out."""
+        start = "USER: " if self.network.vision is not None else "USER: \n"
+        return f"{start}{text} ASSISTANT:"
 
     def _seen(self, pieces: Sequence[Piece]) -> Tensor:
         sizes = [len(p.content) if isinstance(p.content, list) else self._image_length for p in pieces]
@@ -295,7 +303,7 @@ class ShowO(Policy):
             seen = [self._seen(row) for row in rows]
             states = causal.run_prefixes(self.decoder, self._embed(rows), seen, keep=False).states()
         starts = [len(cast("list[int]", row[0].content)) for row in rows]  # of the image
-        own = [own_tokens(self.tokenizer, question(text), text) for text in texts]
+        own = [own_tokens(self.tokenizer, self.question(text), text) for text in texts]
         return own_states(states, starts, [self._image_length] * len(rows), own)
 
     # -- text and pictures ---------------------------------------------------------------------------------------
@@ -341,8 +349,8 @@ class ShowO(Policy):
         words = action.ids[action.ids < self.layout.words]
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
 
-    def save(self, folder: Path) -> None:
-        write_network(self.merged(), folder)
+    def write_checkpoint(self, network: ShowONetwork, folder: Path) -> None:
+        write_network(network, folder)
         self.tokenizer.save_pretrained(folder)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -410,11 +418,6 @@ def runs(context: Context) -> list[str | Tokens]:
         elif isinstance(part, str) or is_reply(part):
             joined.append(cast("str | Tokens", part))
     return joined
-
-
-def question(text: str) -> str:
-    """A question as Show-o was tuned on it, ready for a reply."""
-    return f"USER: \n{text} ASSISTANT:"
 
 
 def read_tokenizer(folder: Path, elsewhere: str) -> PreTrainedTokenizerFast:
