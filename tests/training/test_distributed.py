@@ -280,7 +280,8 @@ def test_lengths_are_means_over_the_actions_of_all_processes(tmp_path: Path, mon
     others = [{}, {"text/length": (4.0, 3), "image/length": (9.0, 1)}]
     monkeypatch.setattr(log, "accelerator", SimpleNamespace(num_processes=3))
     monkeypatch.setattr("unison.training.log.gather_object", lambda own: [*own, *others])
-    action = Tokens("text", *[torch.zeros(8)] * 3, torch.ones(8, dtype=torch.bool), Sampling())
+    zeros = torch.zeros(8)
+    action = Tokens("text", zeros, zeros, zeros, zeros == 0, Sampling())
     found = log._lengths([Trajectory(Item("x"), (Turn(Context(()), action),))])
     assert found == pytest.approx({"text/length": 5.0, "image/length": 9.0})
 

@@ -66,12 +66,10 @@ def find_drift(evaluations: Sequence[Evaluation]) -> Drift | None:
         return None
     ends = paired([evaluations[0], evaluations[-1]], OWN, judge)
     agreement, judged = ([task_mean(by_task(side, field)) for side in shared] for field in (OWN, judge))
-    changes = [task_difference(*(by_task(side, field) for side in ends)) for field in (OWN, judge)]
-    gaps = [_gaps(side, judge) for side in ends]
+    own, other = (task_difference(*(by_task(side, field) for side in ends)) for field in (OWN, judge))
+    excess = task_difference(*(_gaps(side, judge) for side in ends))
     words = "the judge's drawing score" if judge == JUDGED else f"the measured {judge}"
-    return Drift(
-        [e.step for e in evaluations], words, len(shared[0]), agreement, judged, *changes, task_difference(*gaps)
-    )
+    return Drift([e.step for e in evaluations], words, len(shared[0]), agreement, judged, own, other, excess)
 
 
 def _gaps(records: Sequence[Record], judge: str) -> dict[str, list[float]]:

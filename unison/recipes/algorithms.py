@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from unison import scenarios
 from unison.config import AdvantageConfig, Chain, ObjectiveConfig, RunConfig, WindowConfig, pick
@@ -24,8 +25,8 @@ DENOISING_CLIP = 1e-4
 
 def grpo(run: RunConfig) -> RunConfig:
     """GRPO (arXiv 2402.03300): standard scores within a group, clipped ratios, mean over each action."""
-    kept = {name: getattr(run.objective, name) for name in OBJECTIVES["grpo"].reads}
-    objective = ObjectiveConfig(**kept | {"level": "decision"})
+    kept: dict[str, Any] = {name: getattr(run.objective, name) for name in OBJECTIVES["grpo"].reads}
+    objective = replace(ObjectiveConfig(**kept), level="decision")
     scoring = run.scoring
     if scoring.drawings == "noised":
         scoring = replace(scoring, drawings="rounds")
