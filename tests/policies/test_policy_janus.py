@@ -99,7 +99,7 @@ def test_the_pads_row_has_the_gradient_that_finite_differences_have(make_policy:
     drawing = cast("list[Tokens]", policy.draw([Context((SHORT,))], DRAWING, [77]))
     prompt = processed(policy, [SHORT], mode="image")["input_ids"]
     policy.network.double()
-    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    table, pad = cast(Tensor, policy.network.get_input_embeddings().weight), policy.tokenizer.pad_token_id
     direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def along(step: float) -> float:
@@ -118,7 +118,7 @@ def test_the_pads_row_has_the_gradient_that_finite_differences_have(make_policy:
 def test_a_pads_row_of_zeros_is_left_untrained() -> None:
     """As in the bundled model."""
     policy = cast(Janus, load_policy(PolicyConfig("assets/tiny-janus")))
-    table, pad = policy.network.get_input_embeddings().weight, policy.tokenizer.pad_token_id
+    table, pad = cast(Tensor, policy.network.get_input_embeddings().weight), policy.tokenizer.pad_token_id
     assert not table[pad].any()
     policy([Context((SHORT,))], policy.draw([Context((SHORT,))], DRAWING, [77]))[0].sum().backward()
     assert not cast(Tensor, table.grad)[pad].any()

@@ -293,7 +293,7 @@ def test_sizes_of_pictures_are_cut_to_whole_pixels(policy: Janus):
 
 
 def test_the_pads_row_is_trained(policy: Janus):
-    assert policy.network.config.text_config.pad_token_id == policy.tokenizer.pad_token_id
+    assert cast(Any, policy.network.config).text_config.pad_token_id == policy.tokenizer.pad_token_id
     assert cast(Any, policy.network.get_input_embeddings()).padding_idx is None
 
 

@@ -93,7 +93,7 @@ DETECTED = ("geneval", "geneval_strict", "geneval_verdict", "geneval_improvement
 @pytest.mark.parametrize("name", OWN)
 def test_rewards_judge_the_first_500_items(name: str) -> None:
     run = OWN[name]
-    items = open_items(run.data.train, "train", run.data, run.seed, 500)
+    items = [*open_items(run.data.train, "train", run.data, run.seed, 500)]
     for spec in run.rewards:
         assert not unjudged(spec, items)
         for item in items if spec in DETECTED else ():
@@ -127,7 +127,7 @@ def test_data_that_a_weighted_reward_cannot_judge_is_refused_with_a_count(name: 
 def test_a_reward_that_weighs_nothing_may_abstain() -> None:
     items = open_items("prompts", "train", DataConfig(), 0, 60)
     require_judged({"geneval": 0.0, "jpeg_kilobytes": 1.0, "remote:http://here/geneval": 1.0}, items, "prompts")
-    assert 0.4 < len(unjudged("geneval_strict:folder", items)) / 60 < 0.9
+    assert 0.4 < len(unjudged("geneval_strict:folder", [*items])) / 60 < 0.9
 
 
 # -- evaluations -----------------------------------------------------------------------------------------------------
