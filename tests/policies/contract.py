@@ -62,6 +62,8 @@ class Family:
     """The weights of a saved folder as the libraries it is written for read them, under the network's names."""
     refusals: dict[str, Refusal]
     """Calls that it refuses, each with what the error says."""
+    before_text: str = ""
+    """What stands before a text that is read and joins its first token."""
     visible: float = 0.1
     """Least difference of a drawing's log-probabilities that is no rounding."""
     draws_from_pictures: bool = True
@@ -389,6 +391,7 @@ SHOWO_CLIP = replace(
     on_a_second_device="",
     make="make_showo_clip",
     image_tokens=9,
+    before_text=" ",
     eyes=lambda p: p.network.vision,
 )
 METAQUERY = Family(

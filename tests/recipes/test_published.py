@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -161,19 +158,3 @@ def test_what_differs_from_the_released_code_is_told(name: str) -> None:
     drawn = not name.endswith(("/text", "/reasoning"))
     for word in told.get(name.partition("/")[0], ()) if drawn else ():
         assert word in text
-
-
-@pytest.mark.parametrize(
-    ("figures", "expected"),
-    [
-        ({"drawing": 0.5, "answer": 0.25, "reward/first": 3.0}, 0.75),
-        ({"answer": 0.25, "format": 1.0, "reward/first": 3.0}, 0.25),
-        ({"own_answer": 1.0, "reward/second": 4.0, "reward/first": 3.0}, 3.0),
-        ({"own_answer": 1.0, "reward/second": 4.0}, -math.inf),
-    ],
-)
-def test_the_best_checkpoint_is_chosen_by_a_figure_that_is_measured(figures: dict[str, float], expected: float) -> None:
-    measured = {name: SimpleNamespace(value=value) for name, value in figures.items()}
-    config = SimpleNamespace(evaluation=EvalConfig(rewards=("first", "second")))
-    result = SimpleNamespace(overall=lambda: measured)
-    assert Trainer._quality(cast(Any, SimpleNamespace(config=config)), cast(Any, result)) == expected

@@ -37,6 +37,7 @@ def _supervised(run: RunConfig, advantage: AdvantageConfig) -> RunConfig:
         scenario=replace(run.scenario, group_size=1),
         objective=ObjectiveConfig(name="sft"),
         step=replace(run.step, items=drawings, micro_batch_items=drawings // 4),
+        scoring=replace(run.scoring, old_logp="sampled"),
     )
 
 

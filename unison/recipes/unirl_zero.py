@@ -149,6 +149,7 @@ def _imitating(run: RunConfig, scenario: str, frozen: tuple[str, ...]) -> RunCon
         rewards={},
         advantage=AdvantageConfig(kind="constant"),
         objective=ObjectiveConfig(name="sft"),
+        scoring=replace(run.scoring, old_logp="sampled"),
     )
 
 
@@ -337,9 +338,10 @@ def reflect() -> Chain:
     """UniRL-Zero's reflective drawing: a cold start, then drawing, verdict and correction together.
 
     Open in the paper: what is trained and at what rates, and the rewards' formulas; here as in `unirl-zero/think`, with
-    GenEval's strict decision on the first drawing as the verdict's truth. Differs as `unirl-zero/think`. The data of
-    the cold start is not published: the world's verdicts stand in, `--data coco-prompts cold-start=rows.parquet`
-    takes yours (columns `prompt`, `real_image`, `qa_reply`, `target_image`). Only the dry run has been run.
+    GenEval's strict decision on the first drawing as the verdict's truth. Else this differs as `unirl-zero/draw`,
+    the cold start's noise as in `unirl-zero/think`. The data of the cold start is not published: the world's verdicts
+    stand in, `--data coco-prompts cold-start=rows.parquet` takes yours (columns `prompt`, `real_image`, `qa_reply`,
+    `target_image`). Only the dry run has been run.
     """
     rewards = GENEVAL | {"geneval_verdict": 1.0, "geneval_improvement": 1.0}
     run = _published("reflect", "reflect", "reflect", PROMPTS, rewards)
