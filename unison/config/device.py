@@ -23,7 +23,7 @@ def choose_device(name: str) -> None:
 def best_device() -> torch.device:
     """This process's device: the named one, else its accelerator (CUDA, ROCm, XPU, MPS), else the CPU.
 
-    Of several accelerators of a machine each process of a launch has the one of its number.
+    Of the accelerators that it sees, a process of a launch has the one of its number, counted round.
 
     Raises:
         ValueError: one is named that is not here.
@@ -32,7 +32,8 @@ def best_device() -> torch.device:
     name = os.environ.get(VARIABLE) or (found.type if found else "cpu")
     kind, _, number = name.partition(":")
     here = {"cpu": 1} | ({found.type: torch.accelerator.device_count()} if found else {})
-    place = int(number) if number.isdigit() else int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("LOCAL_RANK", "0")) % here.get(kind, 1)
+    place = int(number) if number.isdigit() else rank
     if kind not in here or (number and not number.isdigit()) or (kind != "cpu" and place >= here[kind]):
         choices = ", ".join(k if k == "cpu" else f"{k}:0 to {k}:{count - 1}" for k, count in here.items())
         raise ValueError(f"device = {name!r}: not here; choices: {choices}")
