@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ def test_a_dry_run_plans_for_many_processes_and_a_run_takes_no_such_plan(
 
 PLANNED = {
     *("corl/tiny", "corl/tiny-unified", "corl/janus-pro-1b", "unirl/tiny-janus-sft", "unirl/tiny-showo-grpo"),
-    *("unirl/show-o-512-sft", "unirl-zero/tiny-edit", "unirl-zero/tiny-reflect", "unirl-zero/reflect"),
+    *("unirl/show-o-512-sft", "unirl-zero/tiny-edit", "unirl-zero/tiny-reflect", "unirl-zero/edit"),
 }
 """Those of each kind whose memory is planned too, which takes longer than all else."""
 

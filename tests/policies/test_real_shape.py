@@ -157,7 +157,8 @@ def test_the_published_recipe_trains_on_a_table_evaluates_exports_and_is_done(re
         "--evaluation.items": 1,
         "--out": out,
     }
-    unison("train", "corl/janus-pro-1b-unified", *(word for pair in words.items() for word in pair))
+    measured = ("--evaluation.rewards", "lpips_vgg", caption)
+    unison("train", "corl/janus-pro-1b-unified", *(word for pair in words.items() for word in pair), *measured)
     lines = (out / "metrics.jsonl").read_text()
     first, second = map(json.loads, lines.splitlines())
     assert (first["step"], second["step"]) == (1, 2)
