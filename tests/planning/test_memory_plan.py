@@ -9,7 +9,7 @@ from benchmarks.speed.memory_plan import CASES, Case, measure
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: f"{case.recipe}-{case.width}")
+@pytest.mark.parametrize("case", CASES[1::2], ids=lambda case: f"{case.recipe}-{case.width}")
 def test_the_plan_is_within_a_fifth_of_the_measured_peak(case: Case):
     found = measure(case)
     assert found.measured > 100
