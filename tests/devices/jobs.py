@@ -17,7 +17,7 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from tests.devices import second
-from tests.training.distributed_jobs import liked
+from tests.training.distributed_jobs import changed, liked
 from unison import recipes
 from unison.config import RunConfig
 from unison.config.device import VARIABLE
@@ -58,11 +58,7 @@ def runs(job: Job) -> Iterator[RunConfig]:
             checkpoint_every=1,
             trackers=(),
         )
-        for name, value in job.changes.items():
-            section, _, inner = name.partition("__")
-            value = replace(getattr(config, section), **{inner: value}) if inner else value
-            config = replace(config, **{section: value})
-        yield config
+        yield changed(config, job.changes)
 
 
 def train(config: RunConfig, out: Path, device: str, resumed: bool) -> None:

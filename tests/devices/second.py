@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import backend_registration as backends
 
-from unison.planning.peak_memory import each_tensor, tensors_in
+from unison.planning.peak_memory import INDEXED, each_tensor, tensors_in
 
 NAME = "second"
 aten = torch.ops.aten
 TRANSFERS = {aten._to_copy.default, aten.copy_.default}
-INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 FACTORIES = (
     "empty.memory_format empty_strided arange arange.start arange.start_step linspace eye eye.m randperm "
     "tril_indices triu_indices"

@@ -74,7 +74,12 @@ def configuration(job: Job) -> RunConfig:
         trackers=(),
         out=Path(job.out),
     )
-    for name, value in job.changes.items():
+    return changed(config, job.changes)
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The run with other settings, by dotted field with __ for the dot."""
+    for name, value in changes.items():
         section, _, inner = name.partition("__")
         value = replace(getattr(config, section), **{inner: value}) if inner else value
         config = replace(config, **{section: value})

@@ -11,7 +11,7 @@ from lmms_eval.api.instance import GenerationResult  # pyright: ignore[reportMis
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from unison.config import PolicyConfig
+from unison.config import PolicyConfig, placement
 from unison.evaluation.harness import Asked, Respondent
 from unison.policies import load_policy
 
@@ -49,7 +49,7 @@ class Model(lmms):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size = {batch_size!r}: must be a number, at least 1")
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(**placement())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         policy = load_policy(PolicyConfig(pretrained, dtype=dtype, compute_dtype=dtype)).to(self.device)

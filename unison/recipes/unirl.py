@@ -180,7 +180,9 @@ def _published(name: str, method: str, policy: PolicyConfig, group_size: int, im
         scoring=corl.EXACT,
         step=StepConfig(items=8, micro_batch_items=1, rollout_items=2),
         optim=OptimConfig(steps=500, learning_rate=1e-5),
-        evaluation=EvalConfig(300, 100, 60, batch_size=8, own_drawings=True, rewards=("geneval_strict",)),
+        evaluation=EvalConfig(
+            items=300, every=100, during_items=60, batch_size=8, own_drawings=True, rewards=("geneval_strict",)
+        ),
         out=Path(f"runs/unirl-{name}-{method}"),
         checkpoint_every=100,
     )
